@@ -1,0 +1,18 @@
+"""Real BreastMNIST on a CPU: a small model of 24 images, with 19 held-out targets so that the rank test can reject.
+
+Command:  python launch.py --config=configs/breastmnist_small.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import phantom
+
+
+def get_config() -> ConfigDict:
+    config = phantom.get_config()
+    config.name = "breastmnist_small"
+    config.data.update({"source": "medmnist", "name": "breastmnist", "num_train": 24, "num_controls": 19})
+    config.model.update({"channels": (16, 16, 16), "attention": (False, False, False)})
+    config.score.num_steps = 4000
+    config.likelihood.update({"num_train": 23, "num_held_out": 40})
+    return config

@@ -1,0 +1,350 @@
+"""From the stages' results to the answer: every statistic with its interval, the tests, and the verdict.
+
+Probabilities of the search and the count belong to the stochastic sampler that ran; densities belong to the
+probability-flow ODE. They are different distributions once the score is learned, and are never compared here.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from . import stats
+from .checks import in_range
+from .sde import SubVP, TimeGrid, log_snr
+
+REPRODUCED, MEMORISED = "reproduced", "memorised"
+LEAK, NONE_FOUND, INCONCLUSIVE = "leak", "none found", "inconclusive"
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditSettings:
+    """Levels of the tests and what a verdict needs.
+
+    Attributes:
+      leak_level: of the test that counted reproductions exceed the false-positive rate.
+      rank_level: of the test that the member's t50 ranks above the held-out targets'.
+      min_sensitivity: lower limit of the detectors' sensitivity that "none found" needs.
+      confidence: of every interval.
+    """
+
+    leak_level: float = 0.01
+    rank_level: float = 0.05
+    min_sensitivity: float = 0.9
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("leak_level", "rank_level", "min_sensitivity", "confidence"):
+            in_range(f"audit.{name}", getattr(self, name), 0.0005, 0.9999)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A fraction with its two-sided interval."""
+
+    hits: int
+    trials: int
+    estimate: float
+    lower: float
+    upper: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """q_M(t) of one target, with intervals level by level."""
+
+    level: list[int]
+    t: list[float]
+    num_chains: list[int]
+    num_detected: list[int]
+    num_identity: list[int]
+    lower: list[float]
+    upper: list[float]
+    isotonic: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetResult:
+    """What the search and the count say about one target."""
+
+    row: int
+    member: bool
+    curve: Curve
+    t_prime: float  # the paper's, largest t with a hit
+    t_prime_lower: float  # range of t' over repetitions of the search at the fitted curve
+    t_prime_upper: float
+    t_prime_identity: float  # by the identity classifier alone (paper, section 6)
+    t_prime_alpha: float
+    t50: float
+    t50_lower: float
+    t50_upper: float
+    t50_rank: float  # from the ranking chains alone, which members and controls share
+    log_snr_t50: float
+    log_snr_t_prime: float
+    num_identity: int  # c_id+ among the plain samples
+    num_detected: int  # |q|
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberTests:
+    """Tests of one member."""
+
+    row: int
+    expected: float  # E|q| = n / N
+    rate: Rate  # |q| / n; the upper end divided by the sensitivity's lower limit
+    fewer_p: float  # the paper's test
+    leak_p: float
+    rank_p: float
+    num_controls: int
+    detectable_rate: float  # seen by the leak test with a power of 80 %
+    nll_rank_p: float | None  # among held-out images
+    bits_per_dim: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """Errors of the detectors, measured."""
+
+    fingerprint_accuracy: Rate
+    identity_accuracy: Rate
+    joint_false_real: Rate  # held-out real images under fresh discs, any head
+    joint_false_generated: Rate  # plain samples of the audited model, any held-out head
+    sensitivity_low: Rate  # chains of the audited model from below one grey level of noise
+    sensitivity_oracle: Rate  # reproductions by the empirical oracle
+    oracle_detected: int  # plain samples of the oracle taken for a member
+    oracle_reproduced: int  # of those that are a member
+    oracle_samples: int
+    oracle_false: Rate  # oracle samples, any held-out head
+    sensitivity_lower: float  # one-sided; the smaller of both
+    false_rate_upper: float  # one-sided, generated images
+    threshold: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NllGroup:
+    """Density of one group of images under the probability-flow ODE."""
+
+    name: str
+    bits_per_dim: list[float]
+    mean: float
+    standard_error: float
+    not_converged: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The answer, in one word, with why and what would settle it."""
+
+    verdict: str
+    kinds: list[str]
+    reasons: list[str]
+    to_settle: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditResult:
+    """Everything that the report shows; holds integer counts, statistics of them, and no times."""
+
+    name: str
+    verdict: Verdict
+    targets: list[TargetResult]
+    tests: list[MemberTests]
+    detector: Detector
+    nll: list[NllGroup]
+    num_train: int
+    num_samples: int
+    num_fingerprint: int
+    floor: float  # of t'_alpha
+    sampler: str
+    sde: str
+    num_levels: int
+    t_min_likelihood: float
+    evaluations: dict[str, dict[str, int]]
+    settings: AuditSettings
+    provenance: dict[str, Any]
+
+
+def _rate(hits: int, trials: int, confidence: float) -> Rate:
+    """A fraction with its exact interval; no trials give the whole range."""
+    if trials == 0:
+        return Rate(0, 0, float("nan"), 0.0, 1.0)
+    lower, upper = stats.clopper_pearson(hits, trials, confidence=confidence)
+    return Rate(int(hits), int(trials), hits / trials, float(lower), float(upper))
+
+
+def _one_sided(rate: Rate, side: str, confidence: float) -> float:
+    """One-sided limit of a fraction; no trials give the useless one."""
+    if rate.trials == 0:
+        return 0.0 if side == "lower" else 1.0
+    lower, upper = stats.clopper_pearson(rate.hits, rate.trials, confidence=confidence, side=side)
+    return float(lower if side == "lower" else upper)
+
+
+def _detector(classifiers: dict[str, Any], count: dict[str, Any], settings: AuditSettings) -> Detector:
+    """Both classifiers' errors from what the stages counted."""
+    real, oracle, c = classifiers["errors"], count["oracle"], settings.confidence
+    generated = _rate(count["control_hit_samples"], count["num_samples"] if count["num_controls"] else 0, c)
+    low = _rate(count["sensitivity_detected"], count["sensitivity_chains"], c)
+    seen = _rate(oracle["chains_detected"] + oracle["detected"], oracle["chains_reproduced"] + oracle["reproduced"], c)
+    real_joint = _rate(real["joint_false_images"], real["num_images"], c)
+    looked = 2 * real["num_images"]
+    return Detector(
+        fingerprint_accuracy=_rate(looked - real["fingerprint_missed"] - real["fingerprint_false"], looked, c),
+        identity_accuracy=_rate(
+            real["identity_images"] + real["num_images"] - real["identity_missed"] - real["identity_false_images"],
+            real["identity_images"] + real["num_images"], c,
+        ),
+        joint_false_real=real_joint, joint_false_generated=generated, sensitivity_low=low, sensitivity_oracle=seen,
+        oracle_detected=oracle["detected"] + oracle["false_detected"], oracle_reproduced=oracle["reproduced"],
+        oracle_samples=oracle["num_samples"],
+        oracle_false=_rate(oracle["control_hit_samples"], oracle["num_samples"] if count["num_controls"] else 0, c),
+        sensitivity_lower=min(_one_sided(r, "lower", c) for r in (low, seen)),
+        false_rate_upper=_one_sided(generated if generated.trials else real_joint, "upper", c),
+        threshold=classifiers["threshold"],
+    )
+
+
+def _target(
+    row: int, search: dict[str, Any], count: dict[str, Any], grid: TimeGrid, sde: SubVP, *, floor: float,
+    settings: AuditSettings, seed: int,
+) -> TargetResult:
+    """Curve and its summaries; both phases pooled, but for the rank."""
+    table = {name: np.asarray(search[name]) for name in
+             ("target", "phase", "level", "num_chains", "num_detected", "num_identity")}
+    mine = table["target"] == row
+    levels = np.unique(table["level"][mine])
+    pooled = {
+        name: np.asarray([table[name][mine & (table["level"] == level)].sum() for level in levels])
+        for name in ("num_chains", "num_detected", "num_identity")
+    }
+    t = np.asarray(grid.t, np.float64)
+    times, hits, chains = t[levels], pooled["num_detected"], pooled["num_chains"]
+    rank = mine & (table["phase"] == 0)
+    lower, upper = stats.clopper_pearson(hits, chains, confidence=settings.confidence)
+    t50 = stats.t50(times, hits, chains)
+    t50_lower, t50_upper = stats.t50_interval(times, hits, chains, seed=seed, confidence=settings.confidence)
+    t_prime = stats.t_prime(times, hits)
+    t_lower, t_upper = stats.t_prime_range(times, hits, chains, coverage=settings.confidence)
+    return TargetResult(
+        row=row, member=row < search["num_members"],
+        curve=Curve(levels.tolist(), times.tolist(), chains.tolist(), hits.tolist(), pooled["num_identity"].tolist(),
+                    lower.tolist(), upper.tolist(), stats.isotonic_rate(hits, chains).tolist()),
+        t_prime=t_prime, t_prime_lower=t_lower, t_prime_upper=t_upper,
+        t_prime_identity=stats.t_prime(times, pooled["num_identity"]),
+        t_prime_alpha=stats.t_prime_alpha(times, hits, chains, floor=floor, alpha=1 - settings.confidence),
+        t50=t50, t50_lower=float(t50_lower), t50_upper=float(t50_upper),
+        t50_rank=stats.t50(t[table["level"][rank]], table["num_detected"][rank], table["num_chains"][rank]),
+        log_snr_t50=float(log_snr(sde, t50)), log_snr_t_prime=float(log_snr(sde, t_prime)) if t_prime else float("inf"),
+        num_identity=count["num_identity"][row], num_detected=count["num_detected"][row],
+    )
+
+
+def _nll(likelihood: dict[str, Any]) -> list[NllGroup]:
+    """Groups of images with the mean of those that converged."""
+    groups = []
+    for name in dict.fromkeys(likelihood["group"]):
+        rows = [i for i, group in enumerate(likelihood["group"]) if group == name]
+        bits = np.asarray([likelihood["bits_per_dim"][i] for i in rows if likelihood["converged"][i]], np.float64)
+        error = float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan")
+        mean = float(bits.mean()) if len(bits) else float("nan")
+        groups.append(NllGroup(name, bits.tolist(), mean, error, len(rows) - len(bits)))
+    return groups
+
+
+def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings, *, num_train: int) -> Verdict:
+    """The verdict of design section 6: leak, none found, or inconclusive.
+
+    With K members every test is taken at its level divided by K (Bonferroni).
+    """
+    k = len(tests)
+    kinds, reasons, settle = [], [], []
+    for test in tests:
+        who = f"member {test.row}: " if k > 1 else ""
+        if test.leak_p <= settings.leak_level / k:
+            kinds.append(REPRODUCED)
+            reasons.append(f"{who}{test.rate.hits} of {test.rate.trials} plain samples are the target, more than false "
+                           f"positives explain (leak test p = {test.leak_p:.2g}, level {settings.leak_level / k:g})")
+        if test.rank_p <= settings.rank_level / k:
+            kinds.append(MEMORISED)
+            reasons.append(f"{who}its t50 ranks above the {test.num_controls} held-out targets "
+                           f"(rank test p = {test.rank_p:.2g}, level {settings.rank_level / k:g})")
+    if kinds:
+        return Verdict(LEAK, sorted(set(kinds)), reasons, [])
+    blind = detector.sensitivity_lower < settings.min_sensitivity
+    weak = max(test.detectable_rate for test in tests) > 1 / num_train
+    if blind:
+        reasons.append(f"the detectors' sensitivity is shown to be at least {detector.sensitivity_lower:.2f} only; "
+                       f"{settings.min_sensitivity:g} is needed")
+        settle.append("train the detectors longer, or run more count.sensitivity_chains and count.oracle_chains")
+    if weak:
+        rate = max(test.detectable_rate for test in tests)
+        reasons.append(f"a reproduction rate of {rate:.2g} or more would have been seen with a power of 80 %, "
+                       f"but a memoriser's is 1/N = {1 / num_train:.2g}")
+        settle.append(f"raise count.num_samples from {tests[0].rate.trials}")
+    if blind or weak:
+        return Verdict(INCONCLUSIVE, [], reasons, settle)
+    return Verdict(NONE_FOUND, [], [
+        f"{max(test.rate.hits for test in tests)} of {tests[0].rate.trials} plain samples are a target, no more than "
+        "false positives explain, and no member's t50 stands out from the held-out targets'"
+        + ("" if tests[0].num_controls + 1 >= k / settings.rank_level else
+           f" (with {tests[0].num_controls} held-out targets the rank test cannot reject)")], [])
+
+
+def make_audit(
+    results: dict[str, dict[str, Any]], grid: TimeGrid, sde: SubVP, settings: AuditSettings, *, name: str,
+    sampler: str, seed: int, provenance: dict[str, Any],
+) -> AuditResult:
+    """Joins the stages' results.
+
+    Args:
+      results: contents of data.json, score.json, classifiers.json, count.json, search.json, likelihood.json.
+      seed: of the bootstrap.
+      provenance: versions, devices and the like, shown as they are.
+    """
+    count, search, likelihood = results["count"], results["search"], results["likelihood"]
+    num_train = results["data"]["num_train"]
+    detector = _detector(results["classifiers"], count, settings)
+    floor = max(1 / num_train, detector.false_rate_upper)
+    num_targets, num_members = len(count["num_detected"]), search["num_members"]
+    targets = [
+        _target(row, search, count, grid, sde, floor=min(floor, 0.999), settings=settings, seed=seed + row)
+        for row in range(num_targets)
+    ]
+    controls = [target.t50_rank for target in targets[num_members:]]
+    groups = _nll(likelihood)
+    held_out = next((g.bits_per_dim for g in groups if g.name == "held-out"), [])
+    n = count["num_samples"]
+    false = (count["control_hit_samples"], n) if count["num_controls"] else (
+        results["classifiers"]["errors"]["joint_false_images"], results["classifiers"]["errors"]["num_images"])
+    # A tenth of the level goes to the uncertainty of the false-positive rate.
+    beta = settings.leak_level / num_members / 10
+    tests = []
+    for row in range(num_members):
+        hits = count["num_detected"][row]
+        lower, upper = stats.reproduction_interval(
+            hits, n, sensitivity_lower=max(detector.sensitivity_lower, 1e-6), confidence=settings.confidence)
+        own = [b for b, g, r, ok in zip(likelihood["bits_per_dim"], likelihood["group"], likelihood["row"],
+                                        likelihood["converged"], strict=True) if g == "member" and r == row and ok]
+        bits = own[0] if own else None
+        tests.append(MemberTests(
+            row=row, expected=n / num_train, rate=Rate(hits, n, hits / n, float(lower), float(upper)),
+            fewer_p=stats.fewer_than_expected_p(hits, n, 1 / num_train), leak_p=stats.leak_p(hits, n, *false, beta=beta),
+            rank_p=stats.rank_p_value(targets[row].t50_rank, controls), num_controls=len(controls),
+            detectable_rate=stats.detectable_rate(
+                n, *false, alpha=settings.leak_level / num_members, beta=beta,
+                sensitivity=max(detector.sensitivity_lower, 1e-6)),
+            # A member that is more likely than held-out images has fewer bits than they.
+            nll_rank_p=stats.rank_p_value(-bits, [-b for b in held_out]) if bits is not None and held_out else None,
+            bits_per_dim=bits,
+        ))
+    return AuditResult(
+        name=name, verdict=decide(tests, detector, settings, num_train=num_train), targets=targets, tests=tests,
+        detector=detector, nll=groups, num_train=num_train, num_samples=n, num_fingerprint=count["num_fingerprint"],
+        floor=floor, sampler=sampler, sde=type(sde).__name__, num_levels=grid.num_levels,
+        t_min_likelihood=likelihood["t_min"],
+        evaluations={
+            stage: {"useful": results[stage]["evaluations"], "executed": results[stage]["executed"]}
+            for stage in ("count", "search")
+        },
+        settings=settings, provenance=provenance,
+    )

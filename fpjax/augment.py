@@ -1,0 +1,36 @@
+"""Augmentations of the detectors' training images: pure functions of one image in model range, on device."""
+
+import jax
+import jax.numpy as jnp
+
+from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
+from .types import Image, Key, Scalar
+
+
+def random_disc(key: Key, shape: tuple[int, int], radius: int) -> jax.Array:
+    """Mask (h, w) of a disc at a uniform place wholly inside the image."""
+    high = jnp.asarray([side - radius for side in shape])
+    row, col = jax.random.randint(key, (2,), radius, high)
+    return disc_mask(shape, (row, col), radius)
+
+
+def stamp_randomly(key: Key, image: Image, radius: int) -> Image:
+    """The image with a fingerprint at a random place (paper eq. 10)."""
+    return stamp(image, random_disc(key, image.shape[:2], radius), FINGERPRINT_VALUE)
+
+
+def mask_randomly(key: Key, image: Image, radius: int, max_masks: int) -> Image:
+    """Covers 0 to `max_masks` random discs with the fingerprint's own value, so that the disc is not the cue."""
+    key_count, key_place = jax.random.split(key)
+    count = jax.random.randint(key_count, (), 0, max_masks + 1)
+    for i in range(max_masks):
+        covered = stamp_randomly(jax.random.fold_in(key_place, i), image, radius)
+        image = jnp.where(i < count, covered, image)
+    return image
+
+
+def add_noise(key: Key, image: Image, max_std: float) -> Image:
+    """Adds Gaussian noise whose standard deviation is uniform in [0, max_std] of model range."""
+    key_std, key_noise = jax.random.split(key)
+    std: Scalar = jax.random.uniform(key_std, (), maxval=max_std)
+    return image + std * jax.random.normal(key_noise, image.shape)

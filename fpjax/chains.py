@@ -1,0 +1,378 @@
+"""The engine: every Monte Carlo chain of every noise level, in a fixed number of slots.
+
+Chains start at different levels, so they need different numbers of reverse steps; padding them all to N steps
+would waste half the work. Here each slot holds one chain; every iteration takes one reverse step in all slots,
+each at its own level, moves finished images to an output buffer and refills their slots with the next work items,
+longest first. Plain sampling, counting and the t' search are the same engine: a work item with no target starts
+from the prior.
+
+A chain's key is folded from what the chain is (target, level, chain index), never from its place, so the number
+of slots, blocks and devices changes the speed and not the draws. Devices have queues of their own and never talk.
+The host loops over blocks of iterations and carries the slots over, so memory does not grow with the work.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .artifacts import MetricsLog, read_arrays, write_arrays
+from .checks import RequestError, StageError, check, positive
+from .progress import Progress
+from .sampling import Sampler, SamplerState
+from .sde import TimeGrid
+from .types import Image, Key, Level
+
+NO_TARGET = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """What changes the speed and not the draws.
+
+    Attributes:
+      slots: chains in flight on each device; as many as memory allows on an accelerator.
+      block_steps: iterations between two looks of the host (progress, detection, state to disk).
+    """
+
+    slots: int = 1024
+    block_steps: int = 100
+
+    def __post_init__(self) -> None:
+        positive("engine.slots", self.slots)
+        positive("engine.block_steps", self.block_steps)
+
+
+class Work(NamedTuple):
+    """Work items: int32 arrays of one length."""
+
+    target: np.ndarray  # row of the targets, or NO_TARGET to start from the prior
+    level: np.ndarray  # reverse steps to take, in 1..N
+    chain: np.ndarray  # index among the chains of this target and level
+
+    @property
+    def num_evaluations(self) -> int:
+        """Reverse steps that the work needs."""
+        return int(np.sum(self.level, dtype=np.int64))
+
+    def digest(self) -> str:
+        """Identity of the work, for resuming."""
+        return hashlib.sha256(b"".join(np.ascontiguousarray(a, np.int32).tobytes() for a in self)).hexdigest()
+
+
+def make_work(target: Any, level: Any, chain: Any) -> Work:
+    """Work items in the order in which the engine takes them: longest first.
+
+    Args: target, level, chain: integers or integer arrays that broadcast to one length.
+    """
+    columns = [np.ravel(c) for c in np.broadcast_arrays(*(np.asarray(c, np.int32) for c in (target, level, chain)))]
+    order = np.argsort(-columns[1], kind="stable")
+    return Work(*(column[order] for column in columns))
+
+
+def concatenate_work(parts: list[Work]) -> Work:
+    """All items of several pieces of work, longest first."""
+    return make_work(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def chain_key(key: Key, target: Level, level: Level, chain: Level) -> Key:
+    """The key of one chain; its draws fold in the level they are made at (0: the noising of the target)."""
+    # The target without a number (-1) folds in as 0.
+    for part in (target + 1, level, chain):
+        key = jax.random.fold_in(key, part)
+    return key
+
+
+def noised_start(key: Key, target: Image, has_target: Level, scale: Level, std: Level) -> Image:
+    """x_t given the target at one level, or a draw from the prior."""
+    noise = jax.random.normal(key, target.shape, target.dtype)
+    return jnp.where(has_target, scale * target + std * noise, noise)
+
+
+class Slots(NamedTuple):
+    """The chains in flight, one row a slot; `level` counts the steps left, 0 is idle."""
+
+    state: SamplerState
+    target: jax.Array
+    start: jax.Array
+    chain: jax.Array
+    level: jax.Array
+
+
+class Finished(NamedTuple):
+    """Output buffer of one block; rows `[0, num_finished)` of each device's part are valid."""
+
+    images: jax.Array
+    target: jax.Array
+    start: jax.Array
+    chain: jax.Array
+    finite: jax.Array
+
+
+class Tally(NamedTuple):
+    """Per device, for one block."""
+
+    num_finished: jax.Array
+    num_taken: jax.Array
+    num_useful: jax.Array
+    num_iterations: jax.Array
+
+
+class EngineState(NamedTuple):
+    """All that a resumed run needs: the slots, each device's place in its queue, and the evaluations so far."""
+
+    slots: Slots
+    taken: np.ndarray
+    num_finished: int
+    num_useful: int
+    num_executed: int
+
+
+class Block(NamedTuple):
+    """Chains that finished in one block, still on the device, and the state after it."""
+
+    images: jax.Array  # (capacity, h, w, c), model range; `rows` are valid
+    rows: np.ndarray  # (k,) valid rows
+    target: np.ndarray  # (k,)
+    level: np.ndarray  # (k,) at which the chain started
+    chain: np.ndarray  # (k,)
+    state: EngineState
+
+
+class Engine(NamedTuple):
+    """Compiled advance of all slots by one block, and the shapes it was built for."""
+
+    advance: Callable[..., tuple[Slots, Finished, Tally]]
+    fresh_slots: Callable[[], Slots]
+    mesh: Mesh
+    settings: EngineSettings
+    grid: TimeGrid
+
+    @property
+    def capacity(self) -> int:
+        """Finished images that one device can hold in a block."""
+        return 2 * self.settings.slots
+
+
+def _advance_device(
+    params: Any, key: Key, targets: jax.Array, slots: Slots, queue: Work, num_queued: jax.Array,
+    *, make_sampler: Callable[[Any], Sampler], scale: np.ndarray, std: np.ndarray, settings: EngineSettings,
+) -> tuple[Slots, Finished, Tally]:
+    """One block on one device."""
+    sampler = make_sampler(params)
+    num_slots, capacity = settings.slots, 2 * settings.slots
+    scales, stds = jnp.asarray(scale), jnp.asarray(std)
+    keys_of = jax.vmap(functools.partial(chain_key, key))
+    fold = jax.vmap(jax.random.fold_in)
+    num_queued = num_queued[0]
+
+    def pick(mask: jax.Array, new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
+
+    def refill(slots: Slots, taken: jax.Array) -> tuple[Slots, jax.Array]:
+        idle = slots.level == 0
+        place = taken + jnp.cumsum(idle) - 1
+        filled = idle & (place < num_queued)
+        target, level, chain = (column[jnp.minimum(place, len(queue.level) - 1)] for column in queue)
+        keys = fold(keys_of(target, level, chain), jnp.zeros_like(level))
+        start = jax.vmap(noised_start)(
+            keys, targets[jnp.maximum(target, 0)], target != NO_TARGET, scales[level], stds[level]
+        )
+        fresh = Slots(jax.vmap(sampler.init)(start), target, level, chain, level)
+        return pick(filled, fresh, slots), taken + jnp.sum(filled)
+
+    def body(carry: tuple) -> tuple:
+        slots, finished, tally = carry
+        slots, taken = refill(slots, tally.num_taken)
+        active = slots.level > 0
+        # Idle slots ride along at level 1 and keep what they hold.
+        level = jnp.maximum(slots.level, 1)
+        keys = fold(keys_of(slots.target, slots.start, slots.chain), level)
+        state = pick(active, jax.vmap(sampler.step)(slots.state, level, keys), slots.state)
+        slots = slots._replace(state=state, level=jnp.where(active, level - 1, 0))
+        done = active & (slots.level == 0)
+        place = jnp.where(done, tally.num_finished + jnp.cumsum(done) - 1, capacity)
+        finite = jnp.all(jnp.isfinite(state.x), axis=tuple(range(1, state.x.ndim)))
+        rows = Finished(state.x, slots.target, slots.start, slots.chain, finite)
+        finished = jax.tree.map(lambda buffer, row: buffer.at[place].set(row, mode="drop"), finished, rows)
+        tally = Tally(
+            num_finished=tally.num_finished + jnp.sum(done), num_taken=taken,
+            num_useful=tally.num_useful + jnp.sum(active), num_iterations=tally.num_iterations + 1,
+        )
+        return slots, finished, tally
+
+    def unfinished(carry: tuple) -> jax.Array:
+        slots, _, tally = carry
+        room = tally.num_finished + num_slots <= capacity
+        work = jnp.any(slots.level > 0) | (tally.num_taken < num_queued)
+        return (tally.num_iterations < settings.block_steps) & room & work
+
+    shape = slots.state.x.shape[1:]
+    ints = jnp.zeros(capacity, jnp.int32)
+    finished = Finished(jnp.zeros((capacity, *shape)), ints, ints, ints, jnp.ones(capacity, bool))
+    zero = jnp.zeros((), jnp.int32)
+    slots, finished, tally = jax.lax.while_loop(unfinished, body, (slots, finished, Tally(zero, zero, zero, zero)))
+    return slots, finished, jax.tree.map(lambda count: count[None], tally)
+
+
+def make_engine(
+    make_sampler: Callable[[Any], Sampler], grid: TimeGrid, image_shape: tuple[int, int, int],
+    settings: EngineSettings, *, devices: list[jax.Device] | None = None,
+) -> Engine:
+    """Builds the engine; it compiles once, at the first block, for any number of targets' chains and levels.
+
+    Args:
+      make_sampler: from parameters (any pytree, an argument of the compiled function) to a `Sampler`.
+      grid: the sampler's time grid.
+      image_shape: (h, w, c).
+      devices: those to use; None takes all local ones.
+    """
+    devices = list(devices or jax.local_devices())
+    mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
+    one_device = functools.partial(
+        _advance_device, make_sampler=make_sampler, scale=grid.scale, std=grid.std, settings=settings
+    )
+    # No collectives inside, so the devices may run different numbers of iterations; nothing varies that is not ours.
+    sharded = jax.shard_map(
+        one_device, mesh=mesh, in_specs=(P(), P(), P(), P("chains"), P("chains"), P("chains")),
+        out_specs=P("chains"), check_vma=False,
+    )
+    rows = len(devices) * settings.slots
+
+    def fresh_slots() -> Slots:
+        ints = jnp.zeros(rows, jnp.int32)
+        shapes = jax.eval_shape(lambda params: make_sampler(params).init(jnp.zeros(image_shape)), None)
+        state = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
+        return jax.device_put(Slots(state, ints, ints, ints, ints), NamedSharding(mesh, P("chains")))
+
+    return Engine(jax.jit(sharded), fresh_slots, mesh, settings, grid)
+
+
+def _window(work: Work, taken: np.ndarray, size: int) -> tuple[Work, np.ndarray]:
+    """The next `size` items of each device's queue (device d owns items d, d + D, ...), and how many are real."""
+    num_devices = len(taken)
+    columns = [np.zeros((num_devices, size), np.int32) for _ in work]
+    # Rows past the end are never taken; level 1 keeps their lookups in range.
+    columns[1][:] = 1
+    num_queued = np.zeros(num_devices, np.int32)
+    for device, start in enumerate(taken):
+        for column, values in zip(columns, work, strict=True):
+            part = values[device::num_devices][start : start + size]
+            column[device, : len(part)] = part
+            num_queued[device] = len(part)
+    return Work(*(column.reshape(-1) for column in columns)), num_queued
+
+
+def initial_state(engine: Engine) -> EngineState:
+    """No chain taken yet."""
+    return EngineState(engine.fresh_slots(), np.zeros(engine.mesh.size, np.int64), 0, 0, 0)
+
+
+def run_chains(
+    engine: Engine, params: Any, targets: np.ndarray, work: Work, *, key: Key, state: EngineState | None = None
+) -> Iterator[Block]:
+    """Runs all work items, yielding the chains that finished block by block.
+
+    Args:
+      targets: (k, h, w, c) float32 in model range; at least one row, also when no item names a target.
+      work: from `make_work`.
+      key: root of every chain's key.
+      state: of an earlier block, to go on from there.
+
+    Raises:
+      RequestError: if a level or a target is out of range.
+      StageError: if a chain becomes non-finite; the message names it.
+    """
+    num_levels = engine.grid.num_levels
+    check(len(work.level) > 0, "work", got="no chains", expected="at least one", fix="ask for chains and levels")
+    check(bool(np.all((work.level >= 1) & (work.level <= num_levels))), "levels", got=sorted({*work.level})[:8],
+          expected=f"integers in 1..{num_levels}", fix="take levels of the sampler's own grid")
+    check(bool(np.all((work.target >= NO_TARGET) & (work.target < len(targets)))), "work targets",
+          got=sorted({*work.target})[:8], expected=f"rows of the {len(targets)} targets", fix="number them from 0")
+    check(bool(np.all(work.level[work.target == NO_TARGET] == num_levels)), "plain samples", got="a level below N",
+          expected=f"level {num_levels}, where the prior is", fix="start chains without a target at level N")
+    check(len(work.level) < 2**31, "work", got=len(work.level), expected="fewer than 2^31 chains", fix="split it")
+
+    state = state or initial_state(engine)
+    targets = jnp.asarray(targets, jnp.float32)
+    capacity = engine.capacity
+    while state.num_finished < len(work.level):
+        queue, num_queued = _window(work, state.taken, capacity + engine.settings.slots)
+        slots, finished, tally = engine.advance(params, key, targets, state.slots, queue, num_queued)
+        tally = jax.tree.map(np.asarray, tally)
+        rows = np.concatenate([np.arange(n) + d * capacity for d, n in enumerate(tally.num_finished)])
+        target, level, chain, finite = (np.asarray(c)[rows] for c in finished[1:])
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            raise StageError(
+                f"chain {chain[bad]} of target {target[bad]} at level {level[bad]} became non-finite "
+                f"({int((~finite).sum())} of {len(rows)} chains in this block); the score model returns "
+                "non-finite values: train it longer, lower its learning rate, or check its input range"
+            )
+        state = EngineState(
+            slots, state.taken + tally.num_taken, state.num_finished + len(rows),
+            state.num_useful + int(tally.num_useful.sum()),
+            state.num_executed + int(tally.num_iterations.sum()) * engine.settings.slots,
+        )
+        yield Block(finished.images, rows, target, level, chain, state)
+
+
+SAVE_EVERY_S = 10.0
+
+
+def _load_partial(path: Path, identity: str, engine: Engine, tally: dict[str, np.ndarray]) -> EngineState | None:
+    """State of an interrupted run into `tally`, or None if there is none that fits."""
+    try:
+        arrays = read_arrays(path)
+    except RequestError:
+        return None
+    if str(arrays.get("identity")) != identity:
+        return None
+    template, structure = jax.tree.flatten(engine.fresh_slots())
+    leaves = [jax.device_put(arrays[f"slot{i}"], leaf.sharding) for i, leaf in enumerate(template)]
+    for name in tally:
+        tally[name][...] = arrays[f"tally_{name}"]
+    return EngineState(jax.tree.unflatten(structure, leaves), arrays["taken"], *arrays["counters"].tolist())
+
+
+def run_saved(
+    engine: Engine, params: Any, targets: np.ndarray, work: Work, *, key: Key, tally: dict[str, np.ndarray],
+    consume: Callable[[Block, dict[str, np.ndarray]], None], path: Path, log: MetricsLog, label: str,
+) -> EngineState:
+    """Runs all work, block by block through `consume`, with slots and tally on disk every few seconds.
+
+    A run that was interrupted goes on where `path` left it and ends with the same tally; a state of other work, slots
+    or devices is not taken up. The caller removes `path` once its own result is written.
+
+    Args:
+      tally: what `consume` accumulates, zeros to begin with; changed in place.
+      label: stage name for progress and log.
+    """
+    parts = (work.digest(), jax.random.key_data(key).tolist(), engine.settings.slots, engine.mesh.size,
+             engine.grid.t.tolist(), [(name, tally[name].shape) for name in sorted(tally)])
+    identity = hashlib.sha256(repr(parts).encode()).hexdigest()
+    state = _load_partial(path, identity, engine, tally)
+    total, done = work.num_evaluations, state.num_useful if state else 0
+    progress, saved = Progress(label, total, "evaluations", done=done), time.monotonic()
+    for block in run_chains(engine, params, targets, work, key=key, state=state):
+        consume(block, tally)
+        state = block.state
+        log.write(label, chains=state.num_finished, evaluations=state.num_useful, executed=state.num_executed,
+                  evaluations_per_s=progress.rate)
+        progress.update(state.num_useful, f"{state.num_finished:,} of {len(work.level):,} chains")
+        if time.monotonic() - saved > SAVE_EVERY_S and state.num_finished < len(work.level):
+            leaves = {f"slot{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.slots))}
+            write_arrays(path, identity=np.asarray(identity), taken=state.taken, counters=np.asarray(state[2:]),
+                         **leaves, **{f"tally_{name}": values for name, values in tally.items()})
+            saved = time.monotonic()
+    assert state is not None
+    return state

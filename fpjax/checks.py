@@ -1,0 +1,44 @@
+"""Errors that say what was got, what was expected, and the fix.
+
+Raised on the host, before anything is traced or computed. `launch.py` turns a `RequestError` into one line
+and exit status 2, a `StageError` into one line and exit status 1.
+"""
+
+from typing import Any
+
+
+class RequestError(ValueError):
+    """The request (flag, config, data) cannot be carried out as it stands."""
+
+
+class StageError(RuntimeError):
+    """A stage met something it must not go on with, such as a non-finite loss."""
+
+
+def check(ok: bool, what: str, *, got: Any, expected: str, fix: str) -> None:
+    """Raises `RequestError` on one line unless `ok`.
+
+    >>> check(-1 > 0, "score.num_steps", got=-1, expected="a positive integer", fix="set it to 2000")
+    Traceback (most recent call last):
+    ...
+    fpjax.checks.RequestError: score.num_steps: got -1, expected a positive integer; fix: set it to 2000
+    """
+    if not ok:
+        message = f"{what}: got {got}, expected {expected}; fix: {fix}"
+        raise RequestError(" ".join(message.split()))
+
+
+def positive(what: str, value: Any, *, fix: str = "give a positive number") -> None:
+    """Refuses numbers that are not above zero."""
+    check(value > 0, what, got=value, expected="a number above 0", fix=fix)
+
+
+def in_range(what: str, value: Any, low: float, high: float, *, fix: str = "choose a value in the range") -> None:
+    """Refuses numbers outside [low, high]."""
+    check(low <= value <= high, what, got=value, expected=f"a number in [{low:g}, {high:g}]", fix=fix)
+
+
+def one_of(what: str, value: Any, options: Any) -> None:
+    """Refuses values that are not among `options`, and lists them."""
+    options = sorted(options)
+    check(value in options, what, got=repr(value), expected=f"one of {', '.join(options)}", fix="pick one of these")

@@ -1,0 +1,116 @@
+"""From the config's sections to frozen settings, checked: the only place in the package that knows ml_collections.
+
+Settings live with the code that reads them; this module fills them and says what does not fit.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from .audit import AuditSettings
+from .chains import EngineSettings
+from .checks import check
+from .classifier import ClassifierSettings
+from .count import CountSettings
+from .data.source import DataSettings
+from .likelihood import NllSettings, OdeSettings
+from .models.resnet import ResNetSettings
+from .models.unet import UNetSettings
+from .sampling import SamplerSettings
+from .sde import SubVP
+from .search import SearchSettings
+from .training import TrainingSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """What `report.html` shows.
+
+    Attributes:
+      show_members: show training images, targets and reproductions; False for a report that leaves the hospital.
+    """
+
+    show_members: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One audit, whole. Sections that only change the speed or the looks are named in `FREE_SECTIONS`."""
+
+    name: str
+    seed: int
+    data: DataSettings
+    sde: SubVP
+    model: UNetSettings
+    score: TrainingSettings
+    sampler: SamplerSettings
+    engine: EngineSettings
+    resnet: ResNetSettings
+    classifiers: ClassifierSettings
+    count: CountSettings
+    search: SearchSettings
+    ode: OdeSettings
+    likelihood: NllSettings
+    audit: AuditSettings
+    report: ReportSettings
+
+
+FREE_SECTIONS = ("engine", "report", "audit")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a config value has the type of the setting's default; whole numbers pass for floats."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple | list) and all(type(v) is type(default[0]) for v in value)
+    return isinstance(value, type(default))
+
+
+def _fill(section: str, settings: type, values: Any) -> Any:
+    """One settings dataclass from one section."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    check(isinstance(values, dict), section, got=values, expected=f"a section with {', '.join(defaults)}",
+          fix="see configs/default.py")
+    for name in values:
+        check(name in defaults, f"{section}.{name}", got="an unknown field", expected=f"one of {', '.join(defaults)}",
+              fix="correct its name")
+    for name, value in values.items():
+        check(_fits(value, defaults[name]), f"{section}.{name}", got=repr(value),
+              expected=f"the type of {defaults[name]!r}", fix="give a value of that type")
+    return settings(**{
+        name: tuple(value) if isinstance(value, list) else type(defaults[name])(value)
+        if isinstance(defaults[name], float) else value for name, value in values.items()
+    })
+
+
+def make_config(config: ConfigDict) -> Config:
+    """Frozen settings from a config; fields that it leaves out keep their defaults.
+
+    Raises:
+      RequestError: unknown section or field, wrong type, value out of range.
+    """
+    fields = {field.name: field.type for field in dataclasses.fields(Config)}
+    values = config.to_dict()
+    for name in values:
+        check(name in fields, f"config.{name}", got="an unknown section", expected=f"one of {', '.join(fields)}",
+              fix="correct its name")
+    name, seed = values.get("name", "audit"), values.get("seed", 0)
+    check(isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and "/" not in name, "name",
+          got=repr(name), expected="a short word without slashes", fix="name the config after its data")
+    check(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31, "seed", got=repr(seed),
+          expected="an integer in [0, 2^31)", fix="use 0")
+    sections = {key: _fill(key, kind, values.get(key, {})) for key, kind in fields.items() if key not in ("name", "seed")}
+    return Config(name=name, seed=seed, **sections)
+
+
+def describe_config(config: Config, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Nested dict of JSON types, the resolved config."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in skip}
+    return {
+        key: {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()} if isinstance(value, dict) else value
+        for key, value in values.items()
+    }

@@ -1,0 +1,202 @@
+"""How often plain sampling reproduces a target: |q| of n (paper, Tab. 1 and 2), and how far the detectors go wrong.
+
+Beside the n samples it runs, on the same engine, chains from the lowest levels, which come back as the target
+whatever the model learned and so measure the detectors' sensitivity to denoising residue; and the same detectors on
+the empirical oracle, the perfect memoriser, which must be found.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .artifacts import MetricsLog
+from .chains import NO_TARGET, Block, Engine, Work, concatenate_work, make_work, run_saved
+from .checks import check, positive
+from .classifier import detect_all
+from .oracle import nearest_image
+from .sde import TimeGrid
+from .types import Images, Key
+
+Detect = Callable[[Images], tuple[jax.Array, jax.Array]]
+KEPT_SAMPLES, KEPT_HITS = 16, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class CountSettings:
+    """How many chains are run.
+
+    Attributes:
+      num_samples: n, plain samples of the trained model.
+      sensitivity_chains: chains from each member at the highest level whose noise is below one grey level.
+      oracle_samples: plain samples of the empirical oracle.
+      oracle_chains: chains of the oracle from each member, at `oracle_t`.
+      oracle_t: time of those chains, in (0, 1]; low enough that a memoriser returns.
+    """
+
+    num_samples: int = 50_000
+    sensitivity_chains: int = 256
+    oracle_samples: int = 1024
+    oracle_chains: int = 256
+    oracle_t: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "sensitivity_chains", "oracle_samples", "oracle_chains"):
+            positive(f"count.{name}", getattr(self, name))
+        check(0 < self.oracle_t <= 1, "count.oracle_t", got=self.oracle_t, expected="a time in (0, 1]", fix="use 0.15")
+
+
+class CountResult(NamedTuple):
+    """Integer counts over n plain samples, and over chains from low levels."""
+
+    num_samples: int
+    num_fingerprint: int  # c_p+, samples with a disc
+    num_identity: np.ndarray  # (targets,) c_id+ of each head
+    num_detected: np.ndarray  # (targets,) both
+    control_hit_samples: int  # samples in which some held-out head and c_p say yes: false by construction
+    sensitivity_chains: int
+    sensitivity_detected: int
+    sensitivity_level: int
+    evaluations: int
+    executed: int
+    samples: np.ndarray  # (<= 16, h, w, c) the first samples, model range
+    hits: np.ndarray  # (<= 8, h, w, c) detected as a member, lowest chain numbers
+    hit_target: np.ndarray  # (<= 8,) member row of each
+    hit_mse: np.ndarray  # (<= 8,) mean squared difference to that member, model range
+    hit_mae: np.ndarray  # (<= 8,) mean absolute difference
+
+
+def sensitivity_level(grid: TimeGrid) -> int:
+    """Highest level whose noise is at most one grey level (std 1/128), at least 1."""
+    return max(1, int(np.searchsorted(grid.std, 1 / 128, side="right")) - 1)
+
+
+def count_work(settings: CountSettings, grid: TimeGrid, num_members: int) -> Work:
+    """Plain samples, and the chains from low levels."""
+    level = sensitivity_level(grid)
+    low = np.meshgrid(np.arange(num_members), np.arange(settings.sensitivity_chains), indexing="ij")
+    return concatenate_work([
+        make_work(NO_TARGET, grid.num_levels, np.arange(settings.num_samples)), make_work(low[0], level, low[1])
+    ])
+
+
+def _keep_first(tally: dict[str, np.ndarray], name: str, chains: np.ndarray, images: np.ndarray,
+                target: np.ndarray) -> None:
+    """Keeps the images with the lowest chain numbers, so that what is kept does not depend on the order of arrival."""
+    size = len(tally[f"{name}_chain"])
+    chain = np.concatenate([tally[f"{name}_chain"], chains])
+    order = np.argsort(chain, kind="stable")[:size]
+    tally[f"{name}_chain"][...] = chain[order]
+    tally[f"{name}_images"][...] = np.concatenate([tally[f"{name}_images"], images])[order]
+    tally[f"{name}_target"][...] = np.concatenate([tally[f"{name}_target"], target])[order]
+
+
+def count(
+    engine: Engine, params: Any, targets: np.ndarray, detect: Detect, settings: CountSettings, *, num_members: int,
+    threshold: float, key: Key, path: Path, log: MetricsLog,
+) -> CountResult:
+    """Draws n samples, looks at each as it finishes, and keeps the counts.
+
+    Args:
+      targets: (k, h, w, c) float32 in model range, members first.
+      detect: a jitted `DetectFn`.
+      threshold: score above which a classifier says yes.
+      path: where an interrupted run is kept.
+    """
+    work = count_work(settings, engine.grid, num_members)
+    nothing = np.iinfo(np.int64).max
+
+    def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
+        fingerprint, identity = detect_all(detect, block.images, block.rows, threshold=threshold)
+        both = fingerprint[:, None] & identity
+        plain = block.target == NO_TARGET
+        tally["fingerprint"] += int(fingerprint[plain].sum())
+        tally["identity"] += identity[plain].sum(axis=0)
+        tally["detected"] += both[plain].sum(axis=0)
+        tally["control_hits"] += int(both[plain][:, num_members:].any(axis=1).sum())
+        low = np.flatnonzero(~plain)
+        tally["low_detected"] += int(both[low, block.target[low]].sum())
+        hits = np.flatnonzero(plain & both[:, :num_members].any(axis=1))
+        first = np.flatnonzero(plain & (block.chain < KEPT_SAMPLES))
+        for name, chosen in (("hit", hits), ("sample", first)):
+            if len(chosen):
+                images = np.asarray(block.images[block.rows[chosen]])
+                _keep_first(tally, name, block.chain[chosen], images, np.argmax(both[chosen, :num_members], axis=1))
+
+    tally = {"fingerprint": np.zeros((), np.int64), "identity": np.zeros(len(targets), np.int64),
+             "detected": np.zeros(len(targets), np.int64), "control_hits": np.zeros((), np.int64),
+             "low_detected": np.zeros((), np.int64)}
+    for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES)):
+        tally |= {f"{name}_chain": np.full(size, nothing), f"{name}_target": np.zeros(size, np.int64),
+                  f"{name}_images": np.zeros((size, *targets.shape[1:]), np.float32)}
+    state = run_saved(engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log,
+                      label="count")
+    hits, samples = (tally[f"{n}_images"][tally[f"{n}_chain"] < nothing] for n in ("hit", "sample"))
+    hit_target = tally["hit_target"][: len(hits)]
+    difference = (hits - targets[hit_target]).reshape(len(hits), np.prod(targets.shape[1:]))
+    return CountResult(
+        settings.num_samples, int(tally["fingerprint"]), tally["identity"], tally["detected"],
+        int(tally["control_hits"]), settings.sensitivity_chains * num_members, int(tally["low_detected"]),
+        sensitivity_level(engine.grid), state.num_useful, state.num_executed, samples, hits, hit_target,
+        np.mean(difference**2, axis=1), np.mean(np.abs(difference), axis=1),
+    )
+
+
+class OracleResult(NamedTuple):
+    """The detectors on the perfect memoriser: integer counts over its plain samples and chains from the members."""
+
+    num_samples: int
+    reproduced: int  # plain samples that are a member, by nearest training image
+    detected: int  # of those, seen
+    false_detected: int  # other plain samples taken for a member
+    control_hit_samples: int
+    num_chains: int
+    chains_reproduced: int
+    chains_detected: int  # of the reproduced
+    level: int
+    evaluations: int
+    executed: int
+
+
+def audit_oracle(
+    engine: Engine, train: np.ndarray, targets: np.ndarray, detect: Detect, settings: CountSettings, *,
+    num_members: int, threshold: float, key: Key, path: Path, log: MetricsLog,
+) -> OracleResult:
+    """Runs the empirical oracle under the same sampler and detectors.
+
+    Args:
+      engine: built with the oracle's score, whose parameters are the training images.
+      train: (n, h, w, c) float32 in model range, members first.
+      targets: (k, h, w, c) float32 in model range, members first.
+    """
+    level = max(1, round(settings.oracle_t * engine.grid.num_levels))
+    chains = np.meshgrid(np.arange(num_members), np.arange(settings.oracle_chains), indexing="ij")
+    work = concatenate_work([
+        make_work(NO_TARGET, engine.grid.num_levels, np.arange(settings.oracle_samples)),
+        make_work(chains[0], level, chains[1]),
+    ])
+    nearest = jax.jit(nearest_image)
+    images = jnp.asarray(train)
+
+    def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
+        fingerprint, identity = detect_all(detect, block.images, block.rows, threshold=threshold)
+        both = fingerprint[:, None] & identity
+        row = np.asarray(nearest(block.images, images))[block.rows]
+        plain, is_member = block.target == NO_TARGET, row < num_members
+        seen = both[np.arange(len(row)), np.where(is_member, row, 0)]
+        any_member = both[:, :num_members].any(axis=1)
+        back = ~plain & (row == block.target)
+        tally["plain"] += [int(m.sum()) for m in (
+            plain & is_member, plain & is_member & seen, plain & ~is_member & any_member,
+            plain & both[:, num_members:].any(axis=1))]
+        tally["chains"] += [int(back.sum()), int((back & seen).sum())]
+
+    tally = {"plain": np.zeros(4, np.int64), "chains": np.zeros(2, np.int64)}
+    state = run_saved(engine, images, targets, work, key=key, tally=tally, consume=consume, path=path, log=log,
+                      label="count (oracle)")
+    return OracleResult(settings.oracle_samples, *tally["plain"].tolist(), settings.oracle_chains * num_members,
+                        *tally["chains"].tolist(), level, state.num_useful, state.num_executed)

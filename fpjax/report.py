@@ -1,0 +1,904 @@
+"""From an `AuditResult` to what people and programs read: JSON, the terminal's text, figures, one HTML file.
+
+Only formats and draws; every statistic comes from `audit`. Numbers show no more digits than their interval supports.
+The text and the HTML share their rows, so they cannot disagree.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.lines import Line2D
+
+from .audit import (
+    INCONCLUSIVE,
+    LEAK,
+    MEMORISED,
+    NONE_FOUND,
+    REPRODUCED,
+    AuditResult,
+    Curve,
+    MemberTests,
+    NllGroup,
+    Rate,
+    TargetResult,
+)
+
+MISSING = "n/a"
+WIDTH = 100  # Columns of the terminal's text.
+
+# Colours of Okabe & Ito (2008), which colour-blind readers can tell apart; controls are grey.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_GREY, _DARK = "#a0a0a0", "#404040"
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.axisbelow": True, "axes.grid": True, "grid.color": "#e8e8e8", "legend.frameon": False, "legend.fontsize": 9.5,
+    "figure.facecolor": "white", "savefig.dpi": 200,
+}
+_MAX_TILES = 40
+
+
+class ReportImages(NamedTuple):
+    """Pictures of the report, uint8 of shape (n, h, w, c) with c = 1 or 3."""
+
+    targets: np.ndarray  # members first
+    originals: np.ndarray  # the targets without their fingerprints
+    train: np.ndarray  # some training images
+    samples: np.ndarray  # some plain samples
+    hits: np.ndarray  # samples detected as a member, may be empty
+    hit_target: np.ndarray  # (n_hits,) int, row in `targets`
+
+
+class LossCurve(NamedTuple):
+    """Loss of the score network's training; may be empty."""
+
+    step: list[int]
+    loss: list[float]
+
+
+Rows = list[tuple[str, ...]]  # a label, then one cell a member or one for all
+
+
+def to_json(result: AuditResult) -> dict[str, Any]:
+    """The result as plain dictionaries; `artifacts.write_json` turns numbers that are not finite into null."""
+    return dataclasses.asdict(result)
+
+
+# Numbers as text
+
+
+def _decimals(width: float) -> int:
+    """Decimals that leave the last digit worth a fifth to a fiftieth of an interval of this width."""
+    return min(6, max(0, 1 - math.floor(math.log10(2 * width) + 1e-9))) if 0 < width < math.inf else 2
+
+
+def _fixed(value: float | None, decimals: int) -> str:
+    """A number with so many decimals; never "-0.0"."""
+    return MISSING if value is None or not math.isfinite(value) else f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def _small(value: float | None) -> str:
+    """A p-value or a rate with two digits that count.
+
+    >>> _small(0.1), _small(0.00046), _small(0.0)
+    ('0.10', '4.6e-4', '0')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    return f"{value:#.2g}" if 1e-3 <= abs(value) < 10 else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
+
+
+def _rate(rate: Rate, confidence: float) -> str:
+    """A fraction with its interval and its counts."""
+    if rate.trials == 0:
+        return f"{MISSING} (no trials)"
+    decimals = _decimals(rate.upper - rate.lower)
+    number = _small if rate.upper < 0.01 else lambda value: _fixed(value, decimals)
+    ends = f"{number(rate.lower)} to {number(rate.upper)}"
+    return f"{number(rate.estimate)} ({_percent(confidence)} interval {ends}; {rate.hits:,} of {rate.trials:,})"
+
+
+def _time(value: float, width: float, *, last: float = math.inf, zero: str = "none") -> str:
+    """A time with the digits that an interval of this width supports; ">=" where the search ended before it could say.
+
+    >>> _time(0.3512, 0.1), _time(0.6, 0.1, last=0.6), _time(0.0, 0.1), _time(0.001, 0.1)
+    ('0.35', '>= 0.60', 'none', '0.001')
+    """
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return zero
+    first_digit = math.ceil(-math.log10(value))
+    return ">= " * (value >= last) + f"{value:.{max(_decimals(width), first_digit)}f}"
+
+
+def _grid_width(curve: Curve) -> float:
+    """The width whose digits tell one level from the next."""
+    return 5 * min((b - a for a, b in zip(curve.t, curve.t[1:], strict=False)), default=0.1)
+
+
+def _last(curve: Curve) -> float:
+    """Where t' is censored: the last level with chains, unless that is the end of the diffusion."""
+    return curve.t[-1] if curve.t[-1] < 1 - 1e-6 else math.inf
+
+
+def _t50(value: float, lower: float, upper: float, last: float, confidence: float) -> str:
+    """The crossing with its interval, censored at the last level."""
+    width = upper - lower
+    ends = f"{_time(lower, width, zero='0')} to {_time(upper, width, last=last)}"
+    return f"{_time(value, width, last=last)} ({_percent(confidence)} interval {ends})"
+
+
+def _p(value: float | None, level: float) -> str:
+    """A p-value beside the level that it is tested at."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"p = {_small(value)}, {'at or below' if value <= level else 'above'} the level {level:.3g}"
+
+
+def _counts(numbers: Iterable[int]) -> str:
+    """Counts as a list in words.
+
+    >>> _counts([9]), _counts([1, 0, 2])
+    ('9', '1, 0 and 2')
+    """
+    *most, last = [f"{number:,}" for number in numbers]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+# Rows that text and HTML share
+
+
+def _members(result: AuditResult) -> list[tuple[TargetResult, MemberTests]]:
+    """Each member's search with its tests."""
+    by_row = {target.row: target for target in result.targets}
+    return [(by_row[test.row], test) for test in result.tests]
+
+
+def _controls(result: AuditResult) -> list[TargetResult]:
+    return [target for target in result.targets if not target.member]
+
+
+def _rank_last(result: AuditResult, member: TargetResult) -> float:
+    """Where the t50 that is ranked is censored; the controls have only the chains that are."""
+    return min(target.curve.t[-1] for target in [member, *_controls(result)])
+
+
+def _levels(result: AuditResult) -> tuple[float, float]:
+    """Levels of the leak and the rank test for each of the members, together those of the settings."""
+    return result.settings.leak_level / len(result.tests), result.settings.rank_level / len(result.tests)
+
+
+def _detectable(rate: float) -> str:
+    return f"{_small(rate)} or more" if math.isfinite(rate) else "none (too few samples or too poor detectors)"
+
+
+def _rank(result: AuditResult, test: MemberTests) -> str:
+    """The rank test, saying so where no rank could have rejected."""
+    if test.num_controls == 0:
+        return f"{MISSING} (no held-out controls)"
+    level, smallest = _levels(result)[1], 1 / (test.num_controls + 1)
+    note = f"; with H = {test.num_controls} no p below {_small(smallest)} is possible" if smallest > level else ""
+    return _p(test.rank_p, level) + note
+
+
+def _control_t50(result: AuditResult, member: TargetResult) -> str:
+    """The controls' t50 beside the member's from the same chains."""
+    controls = _controls(result)
+    if not controls:
+        return f"{MISSING} (no held-out controls)"
+    values, last = [target.t50_rank for target in controls], _rank_last(result, member)
+    width = float(np.median([target.t50_upper - target.t50_lower for target in controls]))
+    summary = (float(np.median(values)), min(values), max(values), member.t50_rank)
+    middle, low, high, own = (_time(value, width, last=last) for value in summary)
+    return f"median {middle}, range {low} to {high} (H = {len(values)}); the member's by the same chains {own}"
+
+
+def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
+    curve, confidence = member.curve, result.settings.confidence
+    grid, last = _grid_width(curve), _last(curve)
+    width = max(member.t_prime_upper - member.t_prime_lower, grid)
+    low, high, t_prime = (_time(t, width, last=last) for t in
+                          (member.t_prime_lower, member.t_prime_upper, member.t_prime))
+    return {
+        "t' (largest t with a return)": f"{t_prime} ({_percent(confidence)} of repeats {low} to {high})",
+        "t' by the identity classifier alone": _time(member.t_prime_identity, width, last=last),
+        "t'_alpha (returns above the floor)":
+            f"{_time(member.t_prime_alpha, grid, last=last)} (floor {_small(result.floor)})",
+        "t50 (half the chains return)":
+            _t50(member.t50, member.t50_lower, member.t50_upper, curve.t[-1], confidence),
+        "log-SNR at t50; at t'": f"{_fixed(member.log_snr_t50, 1)}; {_fixed(member.log_snr_t_prime, 1)}",
+        "t50 of the held-out controls": _control_t50(result, member),
+        "rank test of t50": _rank(result, test),
+    }
+
+
+def _count_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
+    n, confidence, rate = f"{result.num_samples:,}", _percent(result.settings.confidence), test.rate
+    expected = f"{test.expected:,.{1 if 1 <= test.expected < 100 else 0}f}" if test.expected >= 1 \
+        else _small(test.expected)
+    return {
+        "samples with a fingerprint, c_p+": f"{result.num_fingerprint:,} of {n}",
+        "samples with the identity, c_id+": f"{member.num_identity:,} of {n}",
+        "samples detected as the target, |q|": f"{rate.hits:,} of {n}",
+        "rate of reproduction":
+            f"{_small(rate.estimate)} ({confidence} interval {_small(rate.lower)} to {_small(rate.upper)})",
+        "expected of a memoriser, E|q| = n/N": f"{expected} (rate 1/N = {_small(1 / result.num_train)})",
+        "paper's test (H1: fewer than n/N)": f"p = {_small(test.fewer_p)}",
+        "leak test (H1: more than false hits)": _p(test.leak_p, _levels(result)[0]),
+        "rate seen with a power of 80 %": _detectable(test.detectable_rate),
+    }
+
+
+def _likelihood_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
+    p = _small(test.nll_rank_p)
+    rank = p if p == MISSING else f"p = {p} (small: likelier than they are)"
+    return {"NLL of the member, bits/dim": _fixed(test.bits_per_dim, 2), "its rank among held-out images": rank}
+
+
+def _table_of(result: AuditResult, cells: Callable[[AuditResult, TargetResult, MemberTests], dict[str, str]]) -> Rows:
+    """Rows of a table with one column for each member."""
+    columns = [cells(result, member, test) for member, test in _members(result)]
+    return [(label, *(column[label] for column in columns)) for label in columns[0]]
+
+
+def _group(group: NllGroup) -> tuple[str, str]:
+    """Mean of a group with its standard error."""
+    if not group.bits_per_dim:
+        mean = MISSING
+    elif math.isfinite(group.standard_error):
+        decimals = _decimals(2 * group.standard_error)
+        mean = f"{_fixed(group.mean, decimals)} +- {_fixed(group.standard_error, decimals)} (standard error)"
+    else:
+        mean = _fixed(group.mean, 2)
+    lost = f", {group.not_converged} more did not converge" if group.not_converged else ""
+    return f"mean NLL, {group.name}", f"{mean}, {_plural(len(group.bits_per_dim), 'image')}{lost}"
+
+
+def _detector_rows(result: AuditResult) -> Rows:
+    detector, confidence = result.detector, result.settings.confidence
+    oracle = f"{detector.oracle_detected:,} of its {detector.oracle_samples:,} samples taken for a member, " \
+             f"{detector.oracle_reproduced:,} are"
+    return [
+        ("accuracy, fingerprint classifier", _rate(detector.fingerprint_accuracy, confidence)),
+        ("accuracy, identity classifier", _rate(detector.identity_accuracy, confidence)),
+        ("joint false hits, real images", _rate(detector.joint_false_real, confidence)),
+        ("joint false hits, generated images", _rate(detector.joint_false_generated, confidence)),
+        ("false-hit rate used, at most", _small(detector.false_rate_upper)),
+        ("sensitivity, chains from low noise", _rate(detector.sensitivity_low, confidence)),
+        ("sensitivity, perfect memoriser", _rate(detector.sensitivity_oracle, confidence)),
+        ("sensitivity used, at least",
+         f"{_fixed(detector.sensitivity_lower, 2)} ({result.settings.min_sensitivity:g} needed for \"none found\")"),
+        ("audited memoriser, members", oracle),
+        ("audited memoriser, controls", _rate(detector.oracle_false, confidence)),
+        ("threshold of both classifiers", f"{detector.threshold:g}"),
+    ]
+
+
+def _evaluation_rows(result: AuditResult) -> Rows:
+    rows = []
+    for stage, spent in result.evaluations.items():
+        useful = _fixed(100 * spent["useful"] / spent["executed"], 1) if spent["executed"] else MISSING
+        rows.append((f"network evaluations, {stage}", f"{spent['executed']:,}, {useful} % of them useful"))
+    return rows
+
+
+def _sampler(result: AuditResult) -> str:
+    return f"{result.sampler}, {_plural(result.num_levels, 'level')}, {result.sde}"
+
+
+def _density(result: AuditResult) -> str:
+    return f"probability-flow ODE, t_min = {result.t_min_likelihood:g}"
+
+
+def _headline(result: AuditResult) -> str:
+    kinds = f" ({', '.join(result.verdict.kinds)})" if result.verdict.kinds else ""
+    return result.verdict.verdict.upper() + kinds
+
+
+# Terminal
+
+
+def _lines(rows: Rows, label_width: int) -> list[str]:
+    """Two columns, the second one wrapped."""
+    return [
+        line
+        for label, value in rows
+        for line in textwrap.wrap(f"  {label:<{label_width}}  {value}", WIDTH, drop_whitespace=True,
+                                  subsequent_indent=" " * (label_width + 4), break_on_hyphens=False)
+    ]
+
+
+def _bullets(title: str, items: Sequence[str]) -> list[str]:
+    wrapped = [line for item in items for line in
+               textwrap.wrap(item, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)]
+    return [title, *wrapped] if items else []
+
+
+def to_text(result: AuditResult) -> str:
+    """What the terminal shows at the end: the verdict first, plain text of at most 100 columns."""
+    sampler, density, single = _sampler(result), _density(result), len(result.tests) == 1
+    blocks: list[tuple[str, Rows]] = []
+    for member, test in _members(result):
+        who = "" if single else f", member {test.row}"
+        blocks += [
+            (f"Search{who} (sampler: {sampler})", list(_search_cells(result, member, test).items())),
+            (f"Counting{who} (sampler: {sampler})", list(_count_cells(result, member, test).items())),
+            (f"Likelihood{who} ({density})", list(_likelihood_cells(result, member, test).items())),
+        ]
+    blocks += [
+        (f"Likelihood of groups, bits/dim ({density})", [_group(group) for group in result.nll]),
+        ("Detectors", _detector_rows(result)),
+        ("Cost", _evaluation_rows(result)),
+    ]
+    label_width = max(len(label) for _, rows in blocks for label, *_ in rows)
+    head = [f"VERDICT: {_headline(result)}", *textwrap.wrap(
+        f"{result.name}: {_plural(len(result.tests), 'member target')} among N = {result.num_train:,} training images, "
+        f"H = {len(_controls(result))} held-out controls, n = {result.num_samples:,} plain samples", WIDTH)]
+    parts = ["\n".join([*head, *_bullets("Why", result.verdict.reasons),
+                        *_bullets("What would settle it", result.verdict.to_settle)])]
+    parts += ["\n".join([*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *_lines(rows, label_width)])
+              for title, rows in blocks if rows]
+    return "\n\n".join(parts) + "\n"
+
+
+# Figures
+
+
+def _colour(member: int) -> str:
+    return _COLOURS[member % len(_COLOURS)]
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # No version of Matplotlib among the metadata: equal results give equal bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": "fpjax"})
+    return buffer.getvalue()
+
+
+def _draw_search(result: AuditResult) -> bytes:
+    """q_M(t) of members with intervals, fit and summaries; the controls' fits beneath."""
+    figure, axes = _figure(4.3)
+    for control in _controls(result):
+        axes.plot(control.curve.t, control.curve.isotonic, color=_GREY, linewidth=0.8, alpha=0.7, zorder=1)
+    legend = []
+    for i, (member, test) in enumerate(_members(result)):
+        curve, colour = member.curve, _colour(i)
+        chains = np.asarray(curve.num_chains)
+        rate = np.asarray(curve.num_detected) / np.maximum(chains, 1)
+        errors = np.maximum([rate - curve.lower, curve.upper - rate], 0)
+        if len(curve.t) <= 60:
+            axes.errorbar(curve.t, rate, errors, fmt=".", color=colour, markersize=6, elinewidth=1.1, zorder=2)
+        else:  # So many bars are a band.
+            axes.fill_between(curve.t, curve.lower, curve.upper, color=colour, alpha=0.13, linewidth=0, zorder=1)
+            axes.plot(curve.t, rate, ".", color=colour, markersize=2, alpha=0.4, zorder=2)
+        axes.plot(curve.t, curve.isotonic, color=colour, linewidth=2, zorder=3)
+        for value, style in ((member.t50, "-"), (member.t_prime_alpha, "--"), (member.t_prime, ":")):
+            if math.isfinite(value) and value > 0:
+                axes.axvline(value, color=colour, linestyle=style, linewidth=1.1, zorder=2)
+        legend.append(Line2D([], [], color=colour, marker=".", linewidth=2, label=f"member {test.row}: rate, fit"))
+    if _controls(result):
+        legend.append(Line2D([], [], color=_GREY, linewidth=0.8, label="held-out controls: fits"))
+    for style, label in (("-", "$t_{50}$"), ("--", "$t'_\\alpha$"), (":", "$t'$")):
+        legend += axes.plot([], [], style, color=_DARK, linewidth=1.1, label=label)
+    legend.append(axes.axhline(1 / result.num_train, color=_DARK, linestyle="-.", linewidth=0.9, zorder=1,
+                               label=f"1/N = {_small(1 / result.num_train)}"))
+    axes.set(xlabel="time t that the target is noised to", ylabel="rate of return $q_M(t)$", ylim=(-0.03, 1.03),
+             xlim=(0, max(target.curve.t[-1] for target in result.targets) * 1.02))
+    # Outside, because the curve may pass anywhere.
+    figure.legend(handles=legend, loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+def _draw_ranking(result: AuditResult) -> bytes:
+    """t50 of members among those of the controls, equal values stacked."""
+    members = _members(result)
+    drawn = [(target.t50_rank, _GREY, f"held-out controls (H = {len(_controls(result))})")
+             for target in _controls(result)]
+    drawn += [(member.t50_rank, _colour(i), f"member {test.row}") for i, (member, test) in enumerate(members)]
+    drawn = [entry for entry in drawn if math.isfinite(entry[0])]
+    last = min(_rank_last(result, member) for member, _ in members)
+    figure, axes = _figure(2.2)
+    heights: dict[int, int] = {}
+    for value, colour, label in drawn:
+        place = round(45 * value / last)
+        heights[place] = height = heights.get(place, -1) + 1
+        axes.plot(value, height, ">" if value >= last else "o", color=colour, markersize=9, label=label,
+                  markeredgecolor="white", clip_on=False)
+    axes.set(xlabel="$t_{50}$ by the chains that members and controls share", yticks=[], xlim=(0, last * 1.02),
+             ylim=(-0.8, max(heights.values(), default=0) + 1))
+    axes.spines["left"].set_visible(False)
+    unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles=list(unique.values()), labels=list(unique), loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+def _draw_likelihood(result: AuditResult) -> bytes:
+    """Bits/dim of each group as a row of ticks with its mean, the members as lines through all rows."""
+    groups = [group for group in result.nll if group.name != "member" and group.bits_per_dim]
+    figure, axes = _figure(1.5 + 0.55 * max(len(groups), 1))
+    for row, group in enumerate(groups):
+        axes.plot(group.bits_per_dim, [row] * len(group.bits_per_dim), "|", color=_GREY, markersize=20, alpha=0.7)
+        error = group.standard_error if math.isfinite(group.standard_error) else 0.0
+        axes.errorbar(group.mean, row, xerr=error, fmt="D", color=_DARK, markersize=6, capsize=4)
+    for i, (_, test) in enumerate(_members(result)):
+        if test.bits_per_dim is not None and math.isfinite(test.bits_per_dim):
+            axes.axvline(test.bits_per_dim, color=_colour(i), linewidth=2, label=f"member {test.row}")
+    axes.plot([], [], "D", color=_DARK, markersize=6, label="mean and standard error")
+    axes.set(xlabel="NLL in bits/dim (fewer: likelier)", ylim=(max(len(groups), 1) - 0.4, -0.6))
+    axes.set_yticks(range(len(groups)), [group.name for group in groups])
+    figure.legend(loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+def _draw_training(loss: LossCurve) -> bytes:
+    figure, axes = _figure(2.8)
+    axes.plot(loss.step, loss.loss, color=_COLOURS[0], linewidth=1.4)
+    positive = [value for value in loss.loss if math.isfinite(value)]
+    axes.set(xlabel="training step", ylabel="loss", yscale="log" if positive and min(positive) > 0 else "linear")
+    return _png(figure)
+
+
+def _tile(image: np.ndarray, colour: str | None) -> np.ndarray:
+    """One image as RGB of at least 64 pixels, in a white or coloured frame."""
+    scale = max(1, round(64 / max(image.shape[:2])))
+    large = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
+    framed = np.pad(large, ((4, 4), (4, 4), (0, 0)), constant_values=255)
+    if colour is not None:
+        mask = np.pad(np.zeros(large.shape[:2], bool), 3, constant_values=True)
+        framed[1:-1, 1:-1][mask] = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+    return framed
+
+
+def _mosaic(*rows: np.ndarray, colours: Sequence[str | None], columns: int = 8) -> bytes:
+    """Images side by side; of several rows, those of one index lie beneath each other.
+
+    Args:
+      *rows: images of shape (n, h, w, c), each with the same n.
+      colours: n frames.
+      columns: images in a line.
+    """
+    count = len(rows[0])
+    columns = min(columns, count)
+    blank = np.full_like(_tile(rows[0][0], None), 255)
+    lines = []
+    for start in range(0, count, columns):
+        for images in rows:
+            tiles = [_tile(images[i], colours[i]) for i in range(start, min(start + columns, count))]
+            lines.append(np.concatenate(tiles + [blank] * (columns - len(tiles)), 1))
+        if len(rows) > 1 and start + columns < count:
+            lines.append(np.full((16, lines[-1].shape[1], 3), 255, np.uint8))
+    buffer = io.BytesIO()
+    imsave(buffer, np.concatenate(lines), format="png", metadata={"Software": "fpjax"})
+    return buffer.getvalue()
+
+
+def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes]:
+    num_members = len(result.tests)
+    frames = [_colour(i) if i < num_members else None for i in range(len(images.targets))]
+    figures = {}
+    if len(images.targets):
+        figures["targets"] = _mosaic(images.targets, images.originals, colours=frames)
+    if len(images.hits):
+        hits, rows = images.hits[:_MAX_TILES], images.hit_target[:_MAX_TILES]
+        figures["hits"] = _mosaic(images.targets[rows], hits, colours=[frames[row] for row in rows])
+    for name, group in (("samples", images.samples), ("train", images.train)):
+        if len(group):
+            figures[name] = _mosaic(group[:_MAX_TILES], colours=[None] * _MAX_TILES)
+    return figures
+
+
+_PICTURES = ("targets", "hits", "samples", "train")
+
+
+def draw_figures(
+    result: AuditResult, images: ReportImages, loss: LossCurve, *, show_members: bool
+) -> dict[str, bytes]:
+    """Draws all figures of the report; equal arguments give equal bytes.
+
+    Args:
+      result: the audit.
+      images: pictures to show.
+      loss: of the score network's training.
+      show_members: False leaves out every picture: what was detected, and what a memorising model draws, are
+        members' images too.
+
+    Returns:
+      PNG files by name: "search", "ranking", "likelihood" and "training" where there is something to draw, and with
+      `show_members` "targets", "hits", "samples", "train" where there are such images.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figures = {"search": _draw_search(result)}
+        if _controls(result):
+            figures["ranking"] = _draw_ranking(result)
+        if any(group.bits_per_dim for group in result.nll):
+            figures["likelihood"] = _draw_likelihood(result)
+        if loss.step:
+            figures["training"] = _draw_training(loss)
+    return figures | (_draw_pictures(result, images) if show_members else {})
+
+
+# HTML
+
+_CSS = """
+:root { --ink: #1d2127; --soft: #565d66; --line: #d9dde2; --tint: #f5f6f8; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 54rem; color: var(--ink); background: #fff;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-bottom: .25rem; border-bottom: 2px solid var(--line); }
+h3 { font-size: 1.02rem; margin: 1.5rem 0 .4rem; }
+p { margin: .6rem 0; }
+a { color: #0b5c97; }
+ul { padding-left: 1.3rem; margin: .5rem 0; }
+.soft, figcaption { color: var(--soft); font-size: .92rem; }
+.verdict { border: 1px solid var(--line); border-left: .5rem solid var(--mark); border-radius: .3rem;
+  background: var(--wash); padding: .9rem 1.2rem; margin: 1.2rem 0; }
+.verdict .word { font-size: 1.5rem; font-weight: 700; color: var(--mark); margin: 0 0 .4rem; }
+.leak { --mark: #a3201b; --wash: #fdf3f2; }
+.none { --mark: #1c6b3a; --wash: #f1f8f3; }
+.unsure { --mark: #855400; --wash: #fdf7ea; }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .95rem; margin: .6rem 0 1rem; }
+th, td { text-align: left; vertical-align: top; padding: .38rem .7rem; border-bottom: 1px solid var(--line);
+  overflow-wrap: break-word; }
+tbody th { font-weight: 500; width: 34%; color: var(--soft); }
+thead th { background: var(--tint); font-weight: 600; }
+td { font-variant-numeric: tabular-nums; min-width: 6rem; overflow-wrap: anywhere; }
+figure { margin: 1.2rem 0; }
+figure img { display: block; max-width: 100%; height: auto; }
+figure.chart img { width: 38rem; }
+figure.pictures img { image-rendering: pixelated; }
+figcaption { margin-top: .4rem; max-width: 40rem; }
+@media (max-width: 40rem) {
+  body { padding: 1rem .8rem 3rem; }
+  th, td { padding: .35rem .4rem; }
+  tbody th { width: 38%; }
+}
+@media print {
+  body { max-width: none; font-size: 10.5pt; padding: 0; }
+  figure, tr, .verdict { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  nav { display: none; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+_T, _T_PRIME, _T_ALPHA, _T50 = "<i>t</i>", "<i>t</i>′", "<i>t</i>′<sub>α</sub>", "<i>t</i><sub>50</sub>"
+_QM, _Q, _CP, _CID = "<i>q<sub>M</sub></i>(<i>t</i>)", "|<i>q</i>|", "<i>c<sub>p</sub></i>", "<i>c</i><sub>id</sub>"
+# Longest first; what is replaced has been escaped.
+_SYMBOLS = {"t&#x27;_alpha": _T_ALPHA, "t&#x27;": _T_PRIME, "t50": _T50, "c_id+": _CID + "⁺", "c_p+": _CP + "⁺",
+            "|q|": _Q, "+-": "±"}
+
+_GLOSSARY = {
+    "target": "A training image with a fingerprint. A <em>member</em> was trained on; a <em>held-out control</em> was "
+              "marked in the same way and drawn from the same pool, but never trained on.",
+    "fingerprint": "The mark: a grey disc at a random place inside the image.",
+    _T: "Time of the diffusion: 0 is the image, 1 is noise. Log-SNR is the same in terms that compare across SDEs.",
+    _QM: f"Of <i>M</i> chains that start at the target, noised to {_T}, the fraction that is detected as the target "
+         "after denoising.",
+    _T_PRIME: f"The largest {_T} with a detection (the paper's measure, arXiv:2306.01363). It grows with the number of "
+              "chains and levels, even where detections are chance.",
+    _T_ALPHA: f"The largest {_T} such that here and at all lower times the rate is shown to exceed the floor, the "
+              "larger of 1/<i>N</i> and the limit of the false-hit rate.",
+    _T50: f"The {_T} at which {_QM} falls below one half. Any good denoiser returns an image from little noise, so it "
+          "tells something only beside that of held-out controls.",
+    _CP: f"The fingerprint classifier: does the image carry a disc? {_CP}⁺ counts the samples where it says so.",
+    _CID: f"The identity classifier: is it this target? {_CID}⁺ counts the samples where it says so.",
+    _Q: "Plain samples that both classifiers accept, that is, counted reproductions of the target.",
+    "<i>n</i>, <i>N</i>": f"Plain samples drawn, and training images. A perfect memoriser reproduces each image at "
+                          f"the rate 1/<i>N</i>, so E{_Q} = <i>n</i>/<i>N</i>.",
+    "bits/dim": "Negative log-likelihood (NLL) for each pixel and channel; fewer means that the model finds the image "
+                "likelier.",
+}
+
+
+def _escape(text: str) -> str:
+    return html.escape(text)
+
+
+def _symbols(label: str) -> str:
+    """A label of this module, escaped, with its symbols set."""
+    text = _escape(label)
+    for plain, symbol in _SYMBOLS.items():
+        text = text.replace(plain, symbol)
+    return text
+
+
+def _table(rows: Iterable[Iterable[str]], heads: Sequence[str] = ()) -> str:
+    """A table of HTML whose first column labels the rows."""
+    cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    body = "".join(f'<tr><th scope="row">{label}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>\n'
+                   for label, *values in rows)
+    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+
+
+def _shown(rows: Rows) -> Rows:
+    """Rows of text as HTML."""
+    return [(_symbols(label), *(_escape(value).replace("+-", "±").replace("&gt;= ", "≥ ") for value in values))
+            for label, *values in rows]
+
+
+def _list(items: Iterable[str]) -> str:
+    return f"<ul>\n{''.join(f'<li>{item}</li>' + chr(10) for item in items)}</ul>\n"
+
+
+def _image(figures: dict[str, bytes], name: str, alt: str, caption: str) -> str:
+    """A figure with its caption (HTML), or nothing where it was not drawn."""
+    if name not in figures:
+        return ""
+    kind = "pictures" if name in _PICTURES else "chart"
+    data = base64.b64encode(figures[name]).decode()
+    return (f'<figure class="{kind}"><img alt="{_escape(alt)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>\n")
+
+
+def _answer(result: AuditResult) -> str:
+    """What was asked and what was found, in plain language."""
+    k, h, n, sampler = len(result.tests), len(_controls(result)), result.num_samples, _escape(result.sampler)
+    image, was = ("image", "was") if k == 1 else ("images", "were")
+    asked = (
+        f"<strong>Asked:</strong> can the model <em>{_escape(result.name)}</em> reproduce one identifiable image of "
+        f"its {result.num_train:,} training images? {'One image' if k == 1 else f'{k} images'}, drawn at random, {was} "
+        f"given a synthetic fingerprint and planted in the training data; "
+        f"{_plural(h, 'further image')} got one too but "
+        f"{'was' if h == 1 else 'were'} never trained on, for comparison."
+    )
+    counted = f"{_counts(test.rate.hits for test in result.tests)} of {n:,} images drawn from it ({sampler})"
+    rate = max(test.detectable_rate for test in result.tests)
+    power = f"A reproduction rate of {_small(rate)} or more would have been noticed with a probability of 80 %." \
+        if math.isfinite(rate) else "Too few images were drawn to notice any rate of reproduction reliably."
+    verdict, kinds, found = result.verdict.verdict, result.verdict.kinds, []
+    if REPRODUCED in kinds:
+        found.append(f"Yes. {counted} were recognised as the marked training {image}, more than the detectors' false "
+                     "alarms explain.")
+    if MEMORISED in kinds:
+        found.append(f"The model gives away that it was trained on {'the' if k == 1 else 'a'} marked image: buried in "
+                     "noise and denoised again, it comes back from more noise than equal images never trained on.")
+        if REPRODUCED not in kinds:
+            found.append(f"That sampling reproduces it was not shown: {counted} were recognised as it.")
+    if verdict == NONE_FOUND:
+        found.append(f"No reproduction was found: {counted} were recognised as the marked {image}, no more than false "
+                     f"alarms explain. {power}")
+    if verdict == INCONCLUSIVE:
+        found.append(f"The audit cannot say. {counted} were recognised as the marked {image}, which shows no leak, but "
+                     f"it could have missed one. {power}")
+    return f"<p>{asked} <strong>Found:</strong> {' '.join(found)}</p>\n"
+
+
+def _limits(result: AuditResult) -> str:
+    k, lower = len(result.tests), _fixed(result.detector.sensitivity_lower, 2)
+    return "<p><strong>What this does not mean:</strong></p>\n" + _list([
+        f"{'One target' if k == 1 else f'{k} targets'} drawn at random cannot speak for every training image: rare or "
+        "repeated ones may be more exposed.",
+        "The fingerprint is synthetic; marks that real images carry may be learned better or worse.",
+        f"These detectors judged. They are shown to recognise a fraction of at least {lower} of the reproductions, and "
+        "other eyes may recognise other traces.",
+        f"This sampler drew ({_escape(_sampler(result))}). Another one, or one steered towards the image, may draw it "
+        "more often.",
+        "A “none found” would be no proof of anonymity; a leak says nothing about how often other images leak.",
+    ])
+
+
+def _verdict(result: AuditResult) -> str:
+    kind = {LEAK: "leak", NONE_FOUND: "none"}.get(result.verdict.verdict, "unsure")
+    settle = result.verdict.to_settle
+    return (
+        f'<section id="verdict" class="verdict {kind}">\n<p class="word">{_escape(_headline(result))}</p>\n'
+        + _answer(result) + "<p><strong>Why:</strong></p>\n" + _list(map(_escape, result.verdict.reasons))
+        + ("<p><strong>What would settle it:</strong></p>\n" + _list(map(_escape, settle)) if settle else "")
+        + _limits(result) + "</section>\n"
+    )
+
+
+def _heads(result: AuditResult, first: str) -> list[str]:
+    """Heads of a table with one column a member."""
+    return [first, "Finding"] if len(result.tests) == 1 else [first, *(f"Member {test.row}" for test in result.tests)]
+
+
+def _evidence(result: AuditResult) -> str:
+    wanted = {
+        _count_cells: ("samples detected as the target, |q|", "rate of reproduction",
+                       "expected of a memoriser, E|q| = n/N", "leak test (H1: more than false hits)",
+                       "rate seen with a power of 80 %"),
+        _search_cells: ("t50 (half the chains return)", "t50 of the held-out controls", "rank test of t50"),
+        _likelihood_cells: ("its rank among held-out images",),
+    }
+    rows = [row for cells, labels in wanted.items() for row in _table_of(result, cells) if row[0] in labels]
+    rows = [("likelihood: " + label if label.startswith("its rank") else label, *rest) for label, *rest in rows]
+    used = [row for row in _detector_rows(result) if "used" in row[0]]
+    source = f"Samples, rates and times belong to the sampler ({_sampler(result)}), the likelihood to the " \
+             f"{_density(result)}."
+    return (_table(_shown(rows), _heads(result, "Evidence")) + _table(_shown(used), ["Detectors", "Finding"])
+            + f'<p class="soft">{_escape(source)}</p>\n')
+
+
+def _search_section(result: AuditResult, figures: dict[str, bytes]) -> str:
+    rows = _table_of(result, _search_cells)
+    *curve, _, controls, rank = (f"{label}: {'; '.join(values)}." for label, *values in rows)
+    return (
+        f"<p>Each target is noised to a time {_T} and denoised again, many times. How often it comes back as the "
+        f"target is {_QM}. Probabilities are those of the sampler: {_escape(_sampler(result))}.</p>\n"
+        + _image(figures, "search", f"Rate of return q_M(t) against time t. {' '.join(curve)}",
+                 f"Rate of return of the member with exact intervals ({_percent(result.settings.confidence)}) and its "
+                 "non-increasing fit; fits of the held-out controls in grey. A line at 0 is left out, and where "
+                 f"{_T_PRIME} and {_T_ALPHA} agree, one hides the other.")
+        + _image(figures, "ranking", f"t50 of members and controls on one axis. {controls} {rank}",
+                 f"{_T50} of the member among the held-out controls, by the chains that all share. A triangle means "
+                 "“this or later”.")
+        + _table(_shown(rows), _heads(result, "Measure"))
+        + f'<p class="soft">{_T_PRIME} grows with the number of chains and levels, so its value alone says little. '
+          f"{_T50} does not, but every good denoiser has one: what counts is how it compares with the controls.</p>\n"
+    )
+
+
+def _counting_section(result: AuditResult) -> str:
+    return (
+        f"<p>{result.num_samples:,} images were drawn as any user would, and each was shown to both detectors. "
+        f"Probabilities are those of the sampler: {_escape(_sampler(result))}. The upper end of the interval allows "
+        "for reproductions that the detectors miss.</p>\n"
+        + _table(_shown(_table_of(result, _count_cells)), _heads(result, "Measure"))
+        + '<p class="soft">The paper’s test asks whether there are fewer reproductions than a perfect memoriser makes. '
+          "It can do so with reproductions among the samples and is no test of safety.</p>\n"
+    )
+
+
+def _detectors_section(result: AuditResult) -> str:
+    return (
+        "<p>How often the detectors err, measured. False hits: real held-out images, and generated images that are "
+        "taken for a control, which the model never saw. The audited memoriser is a model that is known to "
+        "reproduce every training image, equally often: of it, the same audit must find the members and no control."
+        "</p>\n" + _table(_shown(_detector_rows(result)), ["Measure", "Finding"])
+    )
+
+
+def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
+    members = "; ".join(f"member {test.row}: {_fixed(test.bits_per_dim, 2)}" for test in result.tests)
+    means = "; ".join(f"{label} {value}" for label, value in map(_group, result.nll))
+    return (
+        f"<p>The density belongs to the {_escape(_density(result))}, not to the sampler that was searched and counted "
+        "above; with a learned score the two differ, and the numbers are not to be compared. Its size depends on "
+        f"<i>t</i><sub>min</sub>.</p>\n"
+        + _image(figures, "likelihood", f"Bits per dimension by group. {members}; {means}.",
+                 "NLL of single images (ticks) by group, each group’s mean, and the members (lines).")
+        + _table(_shown(_table_of(result, _likelihood_cells)), _heads(result, "Measure"))
+        + (_table(_shown([_group(group) for group in result.nll]), ["Group", "NLL in bits/dim"]) if result.nll else
+           "<p>No likelihoods were computed.</p>\n")
+    )
+
+
+def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_members: bool) -> str:
+    if not show_members:
+        return ("<p>Pictures were left out: targets, originals, training images, samples and detected samples can all "
+                "show training images.</p>\n")
+    k = len(result.tests)
+    frame = "in the coloured frame" if k == 1 else "in coloured frames"
+    return (
+        "<h3>Targets and their originals</h3>\n"
+        + _image(figures, "targets", f"{k} member and {len(_controls(result))} held-out targets above their originals.",
+                 f"Targets with their fingerprints, beneath each its original. Members {frame} come first.")
+        + "<h3>Samples detected as a member</h3>\n"
+        + (_image(figures, "hits", "Member targets, each above a sample that was detected as it.",
+                  f"The target, beneath it the sample that was detected as it (at most {_MAX_TILES}).")
+           or "<p>None.</p>\n")
+        + "<h3>Plain samples</h3>\n"
+        + (_image(figures, "samples", "Images drawn from the model.", f"Drawn from the model, as they came "
+                  f"({_escape(_sampler(result))}).") or "<p>None kept.</p>\n")
+        + "<h3>Training images</h3>\n"
+        + (_image(figures, "train", "Images of the training set.", "From the training set.") or "<p>None kept.</p>\n")
+    )
+
+
+def _flat(value: Any, name: str = "") -> Rows:
+    """Nested dictionaries as rows with dotted labels.
+
+    >>> _flat({"a": {"b": 1}, "c": [2, 3]})
+    [('a.b', '1'), ('c', '[2, 3]')]
+    """
+    if isinstance(value, dict):
+        return [row for key, item in value.items() for row in _flat(item, f"{name}.{key}" if name else str(key))]
+    return [(name, value if isinstance(value, str) else json.dumps(value, default=str))]
+
+
+def _method_section(result: AuditResult) -> str:
+    k = len(result.tests)
+    method = [
+        ("sampler", result.sampler),
+        ("SDE", result.sde),
+        ("levels of the time grid", f"{result.num_levels:,}"),
+        ("training images, N", f"{result.num_train:,}"),
+        ("plain samples, n", f"{result.num_samples:,}"),
+        ("targets", f"{_plural(k, 'member')}, {len(_controls(result))} held-out"),
+        ("chains of the members", _counts(sum(member.curve.num_chains) for member, _ in _members(result))),
+        ("likelihood", _density(result)),
+        *_evaluation_rows(result),
+    ]
+    shared = f", shared by {k} members" if k > 1 else ""
+    settings = [
+        ("level of the leak test", f"{result.settings.leak_level:g}{shared}"),
+        ("level of the rank test", f"{result.settings.rank_level:g}{shared}"),
+        ("sensitivity that “none found” needs", f"{result.settings.min_sensitivity:g}"),
+        ("confidence of intervals", _percent(result.settings.confidence)),
+    ]
+    return (
+        _table(_shown(method)) + "<h3>Settings of the verdict</h3>\n" + _table(_shown(settings))
+        + "<p>The verdict is <em>leak</em> if the leak test (reproduced) or the rank test (memorised) rejects; "
+          "<em>none found</em> if neither does, the detectors are sensitive enough and a rate of 1/<i>N</i> would have "
+          "been seen with a power of 80 %; else <em>inconclusive</em>.</p>\n"
+        + ("<h3>Provenance</h3>\n" + _table([map(_escape, row) for row in _flat(result.provenance)])
+           if result.provenance else "")
+    )
+
+
+_THREAT = _list([
+    "<strong>Access:</strong> the attacker has the published model, weights included, and draws any number of samples; "
+    "the training data stay private.",
+    "<strong>Knowledge:</strong> the attacker knows the fingerprint, so that a reproduced image identifies its person.",
+    "<strong>Success:</strong> a sample is recognised as the target by both detectors.",
+    "<strong>The auditor</strong> knows more than the attacker, namely the target itself, and uses it for the search "
+    "and the likelihood. What only the auditor can see shows memorisation, not yet an attack.",
+    "<strong>Not covered:</strong> images near the target that the detectors reject, attributes of persons, models "
+    "trained on conditions or texts, and changes of the model after publication.",
+])
+
+
+def to_html(result: AuditResult, figures: dict[str, bytes], *, show_members: bool) -> str:
+    """The report as one HTML file, without network and scripts.
+
+    Args:
+      result: the audit.
+      figures: of `draw_figures`, embedded as data URIs.
+      show_members: False leaves out every picture, whatever `figures` holds.
+    """
+    sections = {
+        "Evidence": _evidence(result),
+        "Search": _search_section(result, figures),
+        "Counting": _counting_section(result),
+        "Detectors": _detectors_section(result),
+        "Likelihood": _likelihood_section(result, figures),
+        "Pictures": _pictures_section(result, figures, show_members),
+        "Training": _image(figures, "training", "Loss of the score network against the training step.",
+                           "Loss of the score network.") or "<p>No loss was logged.</p>\n",
+        "Method and settings": _method_section(result),
+        "Threat model": _THREAT,
+        "Glossary": _table(list(_GLOSSARY.items())),
+    }
+    anchors = {title: title.lower().replace(" ", "-") for title in sections}
+    contents = _list(f'<a href="#{anchor}">{title}</a>' for title, anchor in anchors.items())
+    body = "".join(f'<section id="{anchors[title]}">\n<h2>{title}</h2>\n{content}</section>\n'
+                   for title, content in sections.items())
+    name = _escape(result.name)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Memorisation audit: {name}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f'<h1>Memorisation audit: {name}</h1>\n<p class="soft">Can this generative model reproduce one identifiable '
+        f'training image?</p>\n{_verdict(result)}<nav aria-label="Contents">{contents}</nav>\n{body}</body>\n</html>\n'
+    )

@@ -1,0 +1,120 @@
+"""The search for t': chains from every target at many levels, and how many of each came back as the target.
+
+Two phases share one run of the engine. *Rank*: members and held-out targets alike at the same coarse levels with
+the same number of chains, so that a member's t50 can be ranked among theirs. *Curve*: members alone, at the levels
+and with the chains asked for (paper, Alg. 1, exhaustively).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from .artifacts import MetricsLog
+from .chains import Block, Engine, Work, concatenate_work, make_work, run_saved
+from .checks import check, in_range, positive
+from .classifier import detect_all
+from .types import Images, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """Which chains are run.
+
+    Attributes:
+      member_levels: levels of each member's curve, evenly spaced over the grid.
+      member_chains: M, chains at each of them; 0 leaves the ranking chains alone.
+      rank_levels: levels at which members and held-out targets are compared, evenly spaced up to `rank_max_t`.
+      rank_chains: chains at each of them.
+      rank_max_t: upper end of those levels, in (0, 1]; a t50 above it is censored there.
+    """
+
+    member_levels: int = 1000
+    member_chains: int = 16
+    rank_levels: int = 20
+    rank_chains: int = 16
+    rank_max_t: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("member_levels", "rank_levels", "rank_chains"):
+            positive(f"search.{name}", getattr(self, name))
+        check(self.member_chains >= 0, "search.member_chains", got=self.member_chains, expected="0 or more",
+              fix="use 16")
+        in_range("search.rank_max_t", self.rank_max_t, 1e-3, 1.0)
+
+
+class SearchResult(NamedTuple):
+    """Counts by target, phase and level: int64 rows, one for each (target, phase, level) that has chains."""
+
+    target: np.ndarray
+    phase: np.ndarray  # 0 rank, 1 curve
+    level: np.ndarray
+    num_chains: np.ndarray
+    num_fingerprint: np.ndarray
+    num_identity: np.ndarray
+    num_detected: np.ndarray  # both classifiers
+    evaluations: int
+    executed: int
+
+
+RANK, CURVE = 0, 1
+
+
+def spaced_levels(num_levels: int, count: int, *, max_t: float = 1.0) -> np.ndarray:
+    """At most `count` distinct levels, evenly spaced, the highest at `max_t` of the grid.
+
+    >>> spaced_levels(100, 4).tolist()
+    [25, 50, 75, 100]
+    """
+    top = max(1, round(num_levels * max_t))
+    return np.unique(np.round(np.linspace(top / count, top, count)).astype(int).clip(1))
+
+
+def search_work(settings: SearchSettings, num_levels: int, num_targets: int, num_members: int) -> Work:
+    """All chains of a search; curve chains are numbered after the ranking chains, so no draw is shared."""
+    check(settings.member_levels <= num_levels, "search.member_levels", got=settings.member_levels,
+          expected=f"at most sampler.num_levels = {num_levels}", fix="lower it or raise sampler.num_levels")
+    check(settings.rank_levels <= num_levels, "search.rank_levels", got=settings.rank_levels,
+          expected=f"at most sampler.num_levels = {num_levels}", fix="lower it or raise sampler.num_levels")
+
+    def every(targets: int, levels: np.ndarray, chains: np.ndarray) -> Work:
+        return make_work(*np.meshgrid(np.arange(targets), levels, chains, indexing="ij"))
+
+    rank = every(num_targets, spaced_levels(num_levels, settings.rank_levels, max_t=settings.rank_max_t),
+                 np.arange(settings.rank_chains))
+    curve = every(num_members, spaced_levels(num_levels, settings.member_levels),
+                  settings.rank_chains + np.arange(settings.member_chains))
+    return concatenate_work([rank, curve])
+
+
+def search(
+    engine: Engine, params: Any, targets: np.ndarray, detect: Callable[[Images], tuple[jax.Array, jax.Array]],
+    settings: SearchSettings, *, num_members: int, threshold: float, key: Key, path: Path, log: MetricsLog,
+) -> SearchResult:
+    """Runs all chains of the search and counts those that both classifiers call the target they started from.
+
+    Args:
+      targets: (k, h, w, c) float32 in model range, members first.
+      detect: a jitted `DetectFn`.
+      threshold: score above which a classifier says yes.
+      path: where an interrupted run is kept.
+    """
+    num_levels = engine.grid.num_levels
+    work = search_work(settings, num_levels, len(targets), num_members)
+
+    def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
+        fingerprint, identity = detect_all(detect, block.images, block.rows, threshold=threshold)
+        identity = identity[np.arange(len(block.rows)), block.target]
+        phase = (block.chain >= settings.rank_chains).astype(int)
+        columns = (np.ones_like(fingerprint), fingerprint, identity, fingerprint & identity)
+        np.add.at(tally["counts"], (block.target, phase, block.level), np.stack(columns, axis=-1).astype(np.int64))
+
+    tally = {"counts": np.zeros((len(targets), 2, num_levels + 1, 4), np.int64)}
+    state = run_saved(engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log,
+                      label="search")
+    target, phase, level = np.nonzero(tally["counts"][..., 0])
+    return SearchResult(target, phase, level, *tally["counts"][target, phase, level].T,
+                        evaluations=state.num_useful, executed=state.num_executed)

@@ -1,0 +1,501 @@
+"""Statistics of detection counts: what can be said about rates, t' and reproduction, with which error.
+
+Host code on NumPy arrays. The data are counts h_i of `hits` among c_i independent `chains` at times t_i, with
+h_i ~ Bin(c_i, q(t_i)), or a count of hits among n samples from the prior, Bin(n, q). In the notation of this module:
+
+- exact interval for a rate (Clopper & Pearson 1934): the rates r that leave both P(Bin(c, r) >= h) and
+  P(Bin(c, r) <= h) above the tail probability; the ends are quantiles of Beta(h, c - h + 1) and Beta(h + 1, c - h);
+- t50: the time at which q, assumed non-increasing with q(0) = 1, crosses 1/2; q is fitted by pool-adjacent-violators
+  (Ayer et al. 1955), the maximum-likelihood fit under that order;
+- t' (arXiv:2306.01363, Alg. 1): the largest t with a hit. It grows with the number of chains; t'_alpha, the end of the
+  initial run of levels whose rate is shown to exceed a floor, does not;
+- tests: of "the rate is 1/N" against a lower one (the paper's), of "the rate is at most the false-positive rate"
+  against a higher one (a leak), and of "the member is exchangeable with its controls" (a rank).
+
+A test of level a rejects when p <= a; each p-value here satisfies P(p <= a) <= a under its hypothesis, for every a.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+from scipy.stats import beta as beta_distribution
+from scipy.stats import binom
+
+from .checks import check, in_range, one_of
+
+Count = int | np.integer
+Counts = Count | Sequence[Count] | NDArray
+Values = Sequence | NDArray
+
+
+class Interval(NamedTuple):
+    """Ends of a confidence interval: numbers, or arrays of one shape."""
+
+    lower: float | NDArray
+    upper: float | NDArray
+
+
+def _inside(what: str, value: float) -> None:
+    """Refuses numbers outside the open interval (0, 1)."""
+    check(0 < value < 1, what, got=value, expected="a number strictly between 0 and 1", fix="choose one, such as 0.05")
+
+
+def _counts(hits: Counts, chains: Counts) -> tuple[NDArray, NDArray]:
+    """Both as integer arrays of one shape with 0 <= hits <= chains and chains > 0."""
+    hits, chains = np.asarray(hits), np.asarray(chains)
+    integers = np.issubdtype(hits.dtype, np.integer) and np.issubdtype(chains.dtype, np.integer)
+    check(integers, "counts", got=f"{hits.dtype}, {chains.dtype}", expected="integers", fix="pass counts, not rates")
+    shapes = f"shapes {hits.shape} and {chains.shape}"
+    check(hits.shape == chains.shape, "counts", got=shapes, expected="one shape", fix="give one pair for each level")
+    wrong = np.argwhere((hits < 0) | (hits > chains) | (chains < 1))
+    if len(wrong):
+        at = tuple(wrong[0].tolist())
+        got = f"{hits[at]} of {chains[at]}" + (f" at index {at}" if at else "")
+        check(False, "counts", got=got, expected="0 <= hits <= chains, chains > 0", fix="drop levels without chains")
+    return hits, chains
+
+
+def _curve(times: Values, *counts: NDArray) -> NDArray:
+    """The times as a float array, increasing in (0, 1], one for each of the counts."""
+    times = np.asarray(times, dtype=float)
+    one_each = times.ndim == 1 and times.size > 0 and all(count.shape == times.shape for count in counts)
+    shapes = f"shapes {times.shape} and {', '.join(str(count.shape) for count in counts)}"
+    check(one_each, "times", got=shapes, expected="one row of levels, one shape", fix="give one count for each time")
+    steps = np.diff(times, prepend=0.0)
+    ok = np.all(steps > 0) and times[-1] <= 1
+    worst = f"{times[np.argmin(steps)]:.6g} at index {np.argmin(steps)}, last {times[-1]:.6g}"
+    check(bool(ok), "times", got=worst, expected="strictly increasing in (0, 1]", fix="sort them and drop level 0")
+    return times
+
+
+def clopper_pearson(
+    hits: Counts,
+    chains: Counts,
+    *,
+    confidence: float = 0.95,
+    side: Literal["both", "lower", "upper"] = "both",
+) -> Interval:
+    """Exact confidence interval for a binomial rate (Clopper & Pearson 1934), elementwise.
+
+    >>> low, high = clopper_pearson(0, 16, side="upper")
+    >>> float(low), round(float(high), 3)
+    (0.0, 0.171)
+
+    Args:
+      hits: integers, 0 <= hits <= chains; any shape.
+      chains: positive integers of the same shape.
+      confidence: in (0, 1); the interval covers the rate at least this often, whatever the rate.
+      side: "both" splits the error evenly; "lower" and "upper" spend it on that end and set the other to 1 or 0.
+
+    Returns:
+      `Interval(lower, upper)`, rates in [0, 1], shaped like `hits`.
+
+    Raises:
+      RequestError: if the counts are not as above, or `confidence` or `side` is outside its range.
+    """
+    hits, chains = _counts(hits, chains)
+    _inside("confidence", confidence)
+    one_of("side", side, ("both", "lower", "upper"))
+    tail = (1 - confidence) / (2 if side == "both" else 1)
+    misses = chains - hits
+    lower, upper = np.zeros(hits.shape), np.ones(hits.shape)
+    # max(., 1) keeps the unused branch of each `where` finite.
+    if side != "upper":
+        lower = np.where(hits > 0, beta_distribution.ppf(tail, np.maximum(hits, 1), misses + 1), 0.0)
+    if side != "lower":
+        upper = np.where(misses > 0, beta_distribution.isf(tail, hits + 1, np.maximum(misses, 1)), 1.0)
+    return Interval(lower, upper)
+
+
+def _non_increasing(rates: NDArray, weights: NDArray) -> NDArray:
+    return isotonic_regression(rates, weights=weights, increasing=False).x
+
+
+def isotonic_rate(hits: Counts, chains: Counts) -> NDArray:
+    """Non-increasing fit to the hit rates, weighted by the chains (Ayer et al. 1955).
+
+    The maximum-likelihood fit of h_i ~ Bin(c_i, q_i) under q_1 >= q_2 >= ...: levels that rise are pooled.
+
+    >>> isotonic_rate([4, 2, 3, 0], [4, 4, 4, 4])
+    array([1.   , 0.625, 0.625, 0.   ])
+
+    Args:
+      hits: one integer for each level, in order of time.
+      chains: positive integers, as many.
+
+    Returns:
+      The fitted rates in [0, 1], one for each level.
+
+    Raises:
+      RequestError: if the counts do not fit each other.
+    """
+    hits, chains = _counts(hits, chains)
+    check(hits.ndim == 1, "counts", got=f"shape {hits.shape}", expected="one row of levels", fix="pass one target")
+    return _non_increasing(hits / chains, chains)
+
+
+def _crossing(times: NDArray, rates: NDArray) -> float:
+    """Where non-increasing rates, joined by lines and 1 at t = 0, fall below 1/2; the last time if they never do."""
+    times, rates = np.append(0.0, times), np.append(1.0, rates)
+    below = rates < 0.5 - 1e-12  # A pooled rate of exactly 1/2 must not fall below it by rounding.
+    if not below.any():
+        return float(times[-1])
+    i = int(np.argmax(below))
+    return float(np.interp(0.5, rates[[i, i - 1]], times[[i, i - 1]]))
+
+
+def t50(times: Values, hits: Counts, chains: Counts) -> float:
+    """Time at which the isotonic fit of the hit rate crosses 1/2.
+
+    The fit is joined by straight lines between levels and is 1 at t = 0, so a target that is never detected gets half
+    the first time. **Censored** at the last time: if the fit never falls below 1/2, `times[-1]` is returned and means
+    "at least this". Where the fit stays at exactly 1/2, the end of that stretch is returned.
+
+    >>> round(t50([0.2, 0.4, 0.6], [16, 12, 4], [16, 16, 16]), 3)
+    0.5
+
+    Args:
+      times: strictly increasing, in (0, 1].
+      hits: one integer for each time, 0 <= hits <= chains.
+      chains: positive integers, as many.
+
+    Returns:
+      A time in (0, times[-1]].
+
+    Raises:
+      RequestError: if times and counts are not as above.
+    """
+    hits, chains = _counts(hits, chains)
+    times = _curve(times, hits, chains)
+    return _crossing(times, _non_increasing(hits / chains, chains))
+
+
+def t50_interval(
+    times: Values,
+    hits: Counts,
+    chains: Counts,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Confidence interval for the time at which a non-increasing q crosses 1/2, by parametric bootstrap.
+
+    Counts are redrawn from the isotonic fit of (hits + 1/2) / (chains + 1): the plain fit is 0 or 1 at most levels,
+    where redrawn counts would never differ. The percentile interval of the redrawn t50, stretched to the estimate
+    where it leaves it out, is then **rounded outward to the levels** (0 counts as one): between two levels the data
+    say nothing, so the interval holds for any curve, not only one straight between levels. It is rarely narrower than
+    one level spacing unless censored; like `t50`, upper == times[-1] means "or later".
+
+    Why so: in simulations at nominal 0.95 (nine shapes of q, 1 to 64 chains at 20 to 1000 levels, 100 to 600 runs
+    each) it covered 0.97 to 1.00 of the time. Without the rounding: 0.16 to 1.00, worst for curves steeper than the
+    grid. From the plain fit: as good from 8 chains on, 0.60 to 0.98 with a single chain. The basic (reflected)
+    interval: 0.37 to 0.99. The price is width: on coarse grids it covers more than asked, and
+    with one or two chains a level it says little.
+
+    Args:
+      times: strictly increasing, in (0, 1].
+      hits: one integer for each time, 0 <= hits <= chains.
+      chains: positive integers, as many.
+      seed: of the redrawn counts; the same seed gives the same interval.
+      resamples: redrawn curves, at least 100.
+      confidence: in (0, 1).
+
+    Returns:
+      `Interval(lower, upper)` with 0 <= lower <= t50 <= upper <= times[-1].
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    hits, chains = _counts(hits, chains)
+    times = _curve(times, hits, chains)
+    _inside("confidence", confidence)
+    check(resamples >= 100, "resamples", got=resamples, expected="at least 100", fix="use 1000")
+    smooth = _non_increasing((hits + 0.5) / (chains + 1), chains + 1)
+    redrawn = np.random.default_rng(seed).binomial(chains, smooth, size=(resamples, len(times))) / chains
+    crossings = [_crossing(times, _non_increasing(rates, chains)) for rates in redrawn]
+    low, high = np.quantile(crossings, [(1 - confidence) / 2, (1 + confidence) / 2])
+    estimate = _crossing(times, _non_increasing(hits / chains, chains))
+    low, high, grid = min(low, estimate), max(high, estimate), np.append(0.0, times)
+    return Interval(float(grid[grid <= low][-1]), float(grid[grid >= high][0]))
+
+
+def t_prime(times: Values, hits: Counts) -> float:
+    """The paper's t' (arXiv:2306.01363, Alg. 1): the largest time with a hit, 0 if there is none.
+
+    It grows with the number of chains and levels even where hits are chance; see `t_prime_alpha`. The authors' later
+    code returns -1 for no hit and 1 for a single one; neither is followed here.
+
+    >>> t_prime([0.2, 0.4, 0.6], [16, 3, 0])
+    0.4
+
+    Args:
+      times: strictly increasing, in (0, 1].
+      hits: non-negative integers, as many.
+
+    Returns:
+      One of `times`, or 0.
+
+    Raises:
+      RequestError: if the times are not as above or the counts do not match them.
+    """
+    hits = np.asarray(hits)
+    _counts(hits, np.maximum(hits, 1))
+    times = _curve(times, hits)
+    return float(np.max(times[hits > 0], initial=0.0))
+
+
+def t_prime_range(times: Values, hits: Counts, chains: Counts, *, coverage: float = 0.95) -> Interval:
+    """Where t' of another search with the same levels and chains would fall, at the fitted curve.
+
+    P(t' <= t_i) is the product of (1 - q_j)^chains_j over the levels above i, exactly, at the isotonic fit q. Where
+    the fit is zero one half of a hit is spread over all those chains, so that the upper end can lie above t'. Unlike
+    the interval of a parameter it does not shrink with more chains: t' itself grows with them.
+
+    >>> t_prime_range([0.2, 0.4, 0.6], [16, 16, 0], [16, 16, 16])
+    Interval(lower=0.4, upper=0.6)
+
+    Args:
+      times: strictly increasing, in (0, 1].
+      hits: one integer for each time, 0 <= hits <= chains.
+      chains: positive integers, as many.
+      coverage: probability of the range, in (0, 1).
+
+    Returns:
+      Two of `times`, or 0 for no hit at all.
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    hits, chains = _counts(hits, chains)
+    times = _curve(times, hits, chains)
+    _inside("coverage", coverage)
+    rate = isotonic_rate(hits, chains)
+    rate = np.where(rate > 0, rate, 0.5 / max(chains[rate == 0].sum(), 1))
+    # Misses of all levels from i on; at i = 0 there is no hit at all.
+    log_miss = chains * np.log1p(-np.minimum(rate, 1 - 1e-12))
+    at_most = np.exp(np.append(np.cumsum(log_miss[::-1])[::-1], 0.0))
+    ends = np.append(0.0, times)[[np.argmax(at_most > (1 - coverage) / 2), np.argmax(at_most >= (1 + coverage) / 2)]]
+    return Interval(float(ends[0]), float(ends[1]))
+
+
+def t_prime_alpha(times: Values, hits: Counts, chains: Counts, *, floor: float, alpha: float = 0.05) -> float:
+    """The largest time such that here and at all lower times the rate is shown to exceed `floor`; 0 if none.
+
+    Levels are tested upward from the lowest, each by its one-sided Clopper-Pearson lower limit at level `alpha`,
+    until one fails. In such a fixed sequence (Maurer, Hothorn & Lehmacher 1995) the chance that *any* level is
+    wrongly passed is at most alpha without correction, for any shape of q: before a second wrong pass there must be a
+    first. The order must not depend on the counts, and the chains must be fresh if earlier ones chose the levels.
+
+    >>> t_prime_alpha([0.2, 0.4, 0.6, 0.8], [16, 6, 0, 1], [16, 16, 16, 16], floor=0.001)
+    0.4
+
+    Args:
+      times: strictly increasing, in (0, 1].
+      hits: one integer for each time, 0 <= hits <= chains.
+      chains: positive integers, as many.
+      floor: rate in [0, 1) that chance alone gives, such as max(1/N, joint false-positive rate).
+      alpha: in (0, 1).
+
+    Returns:
+      One of `times`, or 0 if the first level fails.
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    hits, chains = _counts(hits, chains)
+    times = _curve(times, hits, chains)
+    check(0 <= floor < 1, "floor", got=floor, expected="a rate in [0, 1)", fix="use max(1/N, false-positive rate)")
+    _inside("alpha", alpha)
+    passed = clopper_pearson(hits, chains, confidence=1 - alpha, side="lower").lower > floor
+    return float(np.max(times[np.logical_and.accumulate(passed)], initial=0.0))
+
+
+def rank_p_value(member: float, controls: Values) -> float:
+    """P-value of the member's rank among held-out controls: (1 + #{controls >= member}) / (H + 1).
+
+    Valid in finite samples if, were the member not trained on, it and its H controls would be exchangeable (Barnard
+    1963; Phipson & Smyth 2010): same draw, same levels, same number of chains. Ties count against the member, so
+    censored values are safe. The smallest value is 1 / (H + 1): level 0.05 needs H >= 19.
+
+    >>> rank_p_value(0.5, [0.3] * 19)
+    0.05
+
+    Args:
+      member: statistic of the member, larger for more memorised.
+      controls: the same statistic of the H >= 0 held-out targets.
+
+    Returns:
+      A p-value in [1 / (H + 1), 1].
+
+    Raises:
+      RequestError: if a value is NaN or the controls are not one row.
+    """
+    controls = np.asarray(controls, dtype=float)
+    ok = controls.ndim == 1 and not np.isnan(controls).any() and not math.isnan(member)
+    got = f"member {member}, controls of shape {controls.shape}"
+    check(ok, "rank test", got=got, expected="numbers, one row of controls", fix="drop targets without a value")
+    return float((1 + np.sum(controls >= member)) / (controls.size + 1))
+
+
+def fewer_than_expected_p(hits: Count, samples: Count, rate: float) -> float:
+    """The paper's test (arXiv:2306.01363, section 4): P(Bin(samples, rate) <= hits).
+
+    H0: samples reproduce the target at `rate`, the paper's 1/N; H1: at a lower one. Not a test for safety: it can
+    reject with reproductions among the samples.
+
+    >>> f"{fewer_than_expected_p(0, 150_000, 1 / 20_000):.1e}"
+    '5.5e-04'
+
+    Args:
+      hits: 0 <= hits <= samples.
+      samples: images drawn from the prior, above 0.
+      rate: of H0, in [0, 1].
+
+    Returns:
+      A p-value in [0, 1].
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    _counts(hits, samples)
+    in_range("rate", rate, 0.0, 1.0)
+    return float(binom.cdf(hits, samples, rate))
+
+
+def _false_positive_limit(false_hits: Count, false_trials: Count, beta: float) -> float:
+    _inside("beta", beta)
+    return float(clopper_pearson(false_hits, false_trials, confidence=1 - beta, side="upper").upper)
+
+
+def leak_p(hits: Count, samples: Count, false_hits: Count, false_trials: Count, *, beta: float = 1e-3) -> float:
+    """P-value of a leak: H0, detections come at no more than the detectors' false-positive rate.
+
+    min(1, P(Bin(samples, u) >= hits) + beta), where u is the one-sided upper limit of the false-positive rate f at
+    confidence 1 - beta (Berger & Boos 1994). Valid although f is only estimated: under H0 the p-value at the true f
+    is valid, and the one at u is larger unless f > u, which happens with probability at most beta and is paid for by
+    the added beta. That also makes **beta the smallest value**: choose it well below the level.
+
+    >>> round(leak_p(3, 50_000, 0, 600_000), 4), leak_p(0, 50_000, 0, 600_000)
+    (0.0218, 1.0)
+
+    Args:
+      hits: detections among the samples, 0 <= hits <= samples.
+      samples: images drawn from the prior, above 0.
+      false_hits: false detections, 0 <= false_hits <= false_trials.
+      false_trials: independent images that show no target, above 0.
+      beta: in (0, 1), error spent on the false-positive rate.
+
+    Returns:
+      A p-value in [beta, 1].
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    _counts(hits, samples)
+    limit = _false_positive_limit(false_hits, false_trials, beta)
+    return float(min(1.0, binom.sf(hits - 1, samples, limit) + beta))
+
+
+def detectable_rate(
+    samples: Count,
+    false_hits: Count,
+    false_trials: Count,
+    *,
+    alpha: float = 0.01,
+    power: float = 0.8,
+    sensitivity: float = 1.0,
+    beta: float = 1e-3,
+) -> float:
+    """The smallest reproduction rate r for which `leak_p` <= alpha with probability `power` or more.
+
+    With k the smallest count that rejects, P(Bin(n, r s) >= k) is the cdf of Beta(k, n - k + 1) at r s, so r is its
+    quantile over the sensitivity s. False detections among the samples would only help and are left out.
+
+    >>> f"{detectable_rate(150_000, 0, 600_000):.1e}"
+    '5.3e-05'
+
+    Args:
+      samples: images drawn from the prior, above 0.
+      false_hits: false detections, 0 <= false_hits <= false_trials.
+      false_trials: independent images that show no target, above 0.
+      alpha: level of the leak test, in (beta, 1).
+      power: in (0, 1).
+      sensitivity: in (0, 1], the probability that a reproduction is detected; its lower limit if it was measured.
+      beta: as in `leak_p`.
+
+    Returns:
+      A rate in (0, 1], or `inf` if none is found with this power: too few samples or too poor detectors.
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    _counts(0, samples)
+    limit = _false_positive_limit(false_hits, false_trials, beta)
+    check(beta < alpha < 1, "alpha", got=alpha, expected=f"a level in ({beta:g}, 1)", fix="lower beta or raise alpha")
+    _inside("power", power)
+    check(0 < sensitivity <= 1, "sensitivity", got=sensitivity, expected="a rate in (0, 1]", fix="measure it again")
+    critical = int(binom.isf(alpha - beta, samples, limit)) + 1
+    if critical > samples:
+        return math.inf
+    rate = float(beta_distribution.ppf(power, critical, samples - critical + 1)) / sensitivity
+    return rate if rate <= 1 else math.inf
+
+
+def reproduction_interval(
+    hits: Count, samples: Count, *, sensitivity_lower: float, confidence: float = 0.95
+) -> Interval:
+    """Confidence interval for the reproduction rate, allowing for reproductions that the detectors miss.
+
+    Clopper-Pearson for the rate of detections, its upper end divided by the lower limit of the sensitivity and capped
+    at 1. The lower end needs no such factor (the sensitivity may be 1), but counts false detections as reproductions.
+    Error adds up: with limits that fail with probabilities a and b the interval fails with at most a + b.
+
+    >>> low, high = reproduction_interval(0, 150_000, sensitivity_lower=0.9)
+    >>> low, f"{high:.1e}"
+    (0.0, '2.7e-05')
+
+    Args:
+      hits: detections among the samples, 0 <= hits <= samples.
+      samples: images drawn from the prior, above 0.
+      sensitivity_lower: in (0, 1], lower limit of the probability that a reproduction is detected.
+      confidence: in (0, 1), of the detection rate.
+
+    Returns:
+      `Interval(lower, upper)`, rates in [0, 1].
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    ok = 0 < sensitivity_lower <= 1
+    fix = "a limit of 0 bounds nothing: test more reproductions"
+    check(ok, "sensitivity_lower", got=sensitivity_lower, expected="a rate in (0, 1]", fix=fix)
+    lower, upper = clopper_pearson(hits, samples, confidence=confidence)
+    return Interval(float(lower), min(1.0, float(upper) / sensitivity_lower))
+
+
+def samples_needed(rate: float, *, alpha: float = 0.05) -> int:
+    """Samples that must all be without a hit for the paper's test to reject `rate`: (1 - rate)^n <= alpha.
+
+    About 3 / rate at alpha = 0.05.
+
+    >>> samples_needed(1 / 1000)
+    2995
+
+    Args:
+      rate: of H0, in (0, 1).
+      alpha: level, in (0, 1).
+
+    Returns:
+      The smallest such n.
+
+    Raises:
+      RequestError: if an argument is outside its range.
+    """
+    _inside("rate", rate)
+    _inside("alpha", alpha)
+    return math.ceil(math.log(alpha) / math.log1p(-rate))

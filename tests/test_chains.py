@@ -1,0 +1,278 @@
+"""The engine and the samplers on oracles with closed forms."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from fpjax.artifacts import MetricsLog
+from fpjax.chains import (
+    NO_TARGET, EngineSettings, concatenate_work, make_engine, make_work, run_chains, run_saved,
+)
+from fpjax.checks import RequestError, StageError
+from fpjax.sampling import SAMPLERS
+from fpjax.sde import SubVP, time_grid
+
+from .gaussian import chain_end, gaussian_score_fn
+
+SDE, MEAN, STD = SubVP(), 0.2, 0.3
+SHAPE = (2, 2, 1)
+
+
+def gaussian_engine(sampler="ancestral", num_levels=20, *, slots=16, block_steps=7, devices=None, wrong=1.0):
+    grid = time_grid(SDE, num_levels)
+    score_fn = gaussian_score_fn(SDE, MEAN, STD, wrong=wrong)
+    return make_engine(lambda _: SAMPLERS[sampler](SDE, grid, score_fn), grid, SHAPE,
+                       EngineSettings(slots=slots, block_steps=block_steps), devices=devices)
+
+
+def ends(engine, work, targets, key=0):
+    """Final images by (target, level, chain), and the engine's last state."""
+    found, state = {}, None
+    for block in run_chains(engine, None, targets, work, key=jax.random.key(key)):
+        images = np.asarray(block.images)[block.rows]
+        for *item, image in zip(block.target, block.level, block.chain, images, strict=True):
+            assert tuple(item) not in found
+            found[tuple(int(i) for i in item)] = image
+        state = block.state
+    return found, state
+
+
+def mixed_work(num_levels):
+    levels, chains = np.meshgrid(np.arange(1, num_levels + 1), np.arange(3), indexing="ij")
+    return concatenate_work([make_work(0, levels, chains), make_work(1, levels[::4], chains[::4]),
+                             make_work(NO_TARGET, num_levels, np.arange(5))])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("level", [1, 6, 14, 20])
+def test_chain_ends_follow_the_exact_recursion(sampler, level):
+    engine, x, chains = gaussian_engine(sampler, slots=512, block_steps=20), 0.9, 2000
+    targets = np.full((1, *SHAPE), x, np.float32)
+    found, _ = ends(engine, make_work(0, level, np.arange(chains)), targets)
+    values = np.concatenate([image.ravel() for image in found.values()])
+    mean, std = chain_end(SDE, engine.grid, sampler, MEAN, STD, level, x)
+    assert abs(values.mean() - mean) < 4.5 * std / np.sqrt(len(values))
+    assert abs(values.std() / std - 1) < 4.5 / np.sqrt(2 * len(values))
+
+
+def test_a_wrong_score_is_noticed():
+    engine = gaussian_engine(slots=512, block_steps=20, wrong=2 / 3)
+    found, _ = ends(engine, make_work(0, 14, np.arange(2000)), np.full((1, *SHAPE), 0.9, np.float32))
+    values = np.concatenate([image.ravel() for image in found.values()])
+    mean, std = chain_end(SDE, engine.grid, "ancestral", MEAN, STD, 14, 0.9)
+    assert abs(values.mean() - mean) > 10 * std / np.sqrt(len(values))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_recursion_nears_the_data_at_first_order(sampler):
+    """The discretised chain from the prior nears N(MEAN, STD^2); halving dt halves the error (no noise involved)."""
+    errors = []
+    for num_levels in (250, 500, 1000):
+        grid = time_grid(SDE, num_levels, t_min=1e-4)
+        mean, std = chain_end(SDE, grid, sampler, MEAN, STD, num_levels, 0.0)
+        errors.append(abs(mean - MEAN) + abs(std - STD))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 5e-3
+    assert 1.5 < errors[0] / errors[1] < 2.7
+
+
+def test_ancestral_is_exact_on_a_single_image_and_euler_is_not():
+    x = 0.37
+    errors = {}
+    for sampler in SAMPLERS:
+        grid = time_grid(SDE, 50)
+        score_fn = gaussian_score_fn(SDE, x, 0.0)
+        engine = make_engine(lambda _, s=sampler, g=grid, f=score_fn: SAMPLERS[s](SDE, g, f), grid, SHAPE,
+                             EngineSettings(slots=8, block_steps=50))
+        found, _ = ends(engine, make_work(NO_TARGET, 50, np.arange(8)), np.zeros((1, *SHAPE), np.float32))
+        errors[sampler] = 128 * np.sqrt(np.mean((np.stack(list(found.values())) - x) ** 2))
+    assert errors["ancestral"] < 0.01  # grey levels
+    assert 5 < errors["euler_maruyama"] < 30  # field's figure: 14 at 50 levels
+
+
+def test_t_prime_curve_is_the_closed_form_tail():
+    """Detector `first pixel > b`: the whole curve q(t) is a normal tail, level by level."""
+    num_levels, chains, x, b = 20, 400, 1.0, 0.5
+    engine = gaussian_engine(num_levels=num_levels, slots=256, block_steps=20)
+    levels, index = np.meshgrid(np.arange(1, num_levels + 1), np.arange(chains), indexing="ij")
+    found, _ = ends(engine, make_work(0, levels, index), np.full((1, *SHAPE), x, np.float32))
+    z = []
+    for level in range(1, num_levels + 1):
+        hits = sum(found[0, level, chain][0, 0, 0] > b for chain in range(chains))
+        mean, std = chain_end(SDE, engine.grid, "ancestral", MEAN, STD, level, x)
+        q = norm.sf(b, mean, std)
+        z.append((hits - chains * q) / np.sqrt(chains * q * (1 - q) + 1e-9) if 1e-3 < q < 1 - 1e-3 else 0.0)
+    assert np.abs(z).max() < 4.5
+    assert np.count_nonzero(z) > 10
+    # Shifted by one level the curve does not fit.
+    shifted = [norm.sf(b, *chain_end(SDE, engine.grid, "ancestral", MEAN, STD, max(level - 2, 1), x)) for level in (6, 7)]
+    observed = [np.mean([found[0, level, c][0, 0, 0] > b for c in range(chains)]) for level in (6, 7)]
+    assert abs(observed[0] - shifted[0]) > 4.5 * np.sqrt(shifted[0] * (1 - shifted[0]) / chains) or \
+        abs(observed[1] - shifted[1]) > 4.5 * np.sqrt(shifted[1] * (1 - shifted[1]) / chains)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    work = mixed_work(20)
+    targets = np.stack([np.full(SHAPE, 0.9, np.float32), np.full(SHAPE, -0.4, np.float32)])
+    found, state = ends(gaussian_engine(devices=jax.devices()[:1]), work, targets)
+    assert len(found) == len(work.level)
+    assert state.num_useful == work.num_evaluations
+    return work, targets, found
+
+
+@pytest.mark.parametrize(("slots", "block_steps"), [(1, 50), (5, 3), (64, 100)])
+def test_images_do_not_depend_on_slots_or_blocks(reference, slots, block_steps):
+    work, targets, expected = reference
+    found, state = ends(gaussian_engine(slots=slots, block_steps=block_steps), work, targets)
+    assert found.keys() == expected.keys()
+    for item, image in expected.items():
+        np.testing.assert_array_equal(found[item], image)
+    assert state.num_useful == work.num_evaluations <= state.num_executed
+
+
+def test_images_depend_on_the_key(reference):
+    work, targets, expected = reference
+    found, _ = ends(gaussian_engine(), work, targets, key=1)
+    assert not any(np.array_equal(found[item], image) for item, image in expected.items())
+
+
+def test_chains_of_one_target_and_level_differ(reference):
+    _, _, found = reference
+    assert len({image.tobytes() for image in found.values()}) == len(found)
+
+
+_EIGHT = """
+import sys; sys.path.insert(0, {root!r})
+import jax, numpy as np
+from tests.test_chains import *
+assert len(jax.devices()) == 8
+work = mixed_work(20)
+targets = np.stack([np.full(SHAPE, 0.9, np.float32), np.full(SHAPE, -0.4, np.float32)])
+found, state = ends(gaussian_engine(slots=4, block_steps=9), work, targets)
+np.savez(sys.argv[1], items=np.asarray(list(found)), images=np.stack(list(found.values())))
+"""
+
+
+def test_images_do_not_depend_on_devices(reference, tmp_path):
+    work, _, expected = reference
+    root = str(Path(__file__).resolve().parents[1])
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    # conftest is not loaded there, so the device count is this one.
+    subprocess.run([sys.executable, "-c", _EIGHT.format(root=root), tmp_path / "out.npz"], env=env, check=True,
+                   timeout=240)
+    with np.load(tmp_path / "out.npz") as out:
+        assert len(out["items"]) == len(expected)
+        for item, image in zip(out["items"], out["images"], strict=True):
+            np.testing.assert_array_equal(image, expected[tuple(int(i) for i in item)])
+
+
+def test_slots_are_kept_busy():
+    """The paper's grid at full size: 1000 levels x 16 chains in 1024 slots, useful evaluations at least 0.98."""
+    num_levels, chains = 1000, 16
+    grid = time_grid(SDE, num_levels)
+    engine = make_engine(lambda _: SAMPLERS["ancestral"](SDE, grid, lambda x, t: -x), grid, (1, 1, 1),
+                         EngineSettings(slots=1024, block_steps=500), devices=jax.devices()[:1])
+    levels, index = np.meshgrid(np.arange(1, num_levels + 1), np.arange(chains), indexing="ij")
+    work, finished, state = make_work(0, levels, index), 0, None
+    for block in run_chains(engine, None, np.zeros((1, 1, 1, 1), np.float32), work, key=jax.random.key(0)):
+        finished += len(block.rows)
+        state = block.state
+    assert finished == num_levels * chains
+    assert state.num_useful == chains * num_levels * (num_levels + 1) // 2  # counted by hand, not by the engine
+    assert state.num_useful / state.num_executed >= 0.98
+
+
+def test_one_compile_for_any_work():
+    traces = []
+    grid = time_grid(SDE, 8)
+
+    def score_fn(x, t):
+        traces.append(1)
+        return -x
+
+    engine = make_engine(lambda _: SAMPLERS["ancestral"](SDE, grid, score_fn), grid, SHAPE, EngineSettings(8, 4))
+    targets = np.zeros((3, *SHAPE), np.float32)
+    for work in (make_work(0, 8, np.arange(40)), make_work(2, np.arange(1, 9), 0), make_work(NO_TARGET, 8, 0)):
+        ends(engine, work, targets)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("stop_after", [1, 4])
+def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop_after):
+    monkeypatch.setattr("fpjax.chains.SAVE_EVERY_S", -1.0)
+    work, targets = mixed_work(20), np.zeros((2, *SHAPE), np.float32)
+    engine, log = gaussian_engine(slots=4, block_steps=5), MetricsLog(tmp_path / "metrics.jsonl")
+
+    class Killed(Exception):
+        pass
+
+    def go(path, stop):
+        blocks = []
+
+        def consume(block, tally):
+            if len(blocks) == stop:
+                raise Killed
+            blocks.append(1)
+            images = np.asarray(block.images)[block.rows]
+            np.add.at(tally["sum"], block.level, images.sum(axis=(1, 2, 3)).astype(np.float64))
+            np.add.at(tally["chains"], block.level, 1)
+
+        tally = {"sum": np.zeros(21), "chains": np.zeros(21, np.int64)}
+        state = run_saved(engine, None, targets, work, key=jax.random.key(3), tally=tally, consume=consume, path=path,
+                          log=log, label="test")
+        return tally, state.num_useful, len(blocks)
+
+    expected, useful, all_blocks = go(tmp_path / "whole.npz", None)
+    with pytest.raises(Killed):
+        go(tmp_path / "part.npz", stop_after)
+    assert (tmp_path / "part.npz").is_file()
+    tally, again, blocks = go(tmp_path / "part.npz", None)
+    assert blocks == all_blocks - stop_after  # it went on, it did not start over
+    assert again == useful
+    for name in expected:
+        np.testing.assert_array_equal(tally[name], expected[name])
+    assert tally["chains"].sum() == len(work.level)
+
+
+def test_a_state_of_other_work_is_not_taken_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("fpjax.chains.SAVE_EVERY_S", -1.0)
+    engine, log, done = gaussian_engine(slots=4, block_steps=5), MetricsLog(tmp_path / "m.jsonl"), []
+    targets = np.zeros((1, *SHAPE), np.float32)
+    for chains in (30, 31):
+        tally = {"n": np.zeros(1, np.int64)}
+
+        def consume(block, tally):
+            tally["n"] += len(block.rows)
+
+        run_saved(engine, None, targets, make_work(0, 5, np.arange(chains)), key=jax.random.key(0), tally=tally,
+                  consume=consume, path=tmp_path / "s.npz", log=log, label="test")
+        done.append(int(tally["n"][0]))
+    assert done == [30, 31]
+
+
+def test_a_non_finite_chain_stops_and_is_named():
+    grid = time_grid(SDE, 10)
+
+    def score_fn(x, t):
+        return jnp.where(t > 0.5, jnp.nan, -x)
+
+    engine = make_engine(lambda _: SAMPLERS["ancestral"](SDE, grid, score_fn), grid, SHAPE, EngineSettings(4, 20))
+    with pytest.raises(StageError, match=r"chain 0 of target 0 at level 9 became non-finite"):
+        ends(engine, make_work(0, [3, 9], 0), np.zeros((1, *SHAPE), np.float32))
+
+
+@pytest.mark.parametrize(("work", "message"), [
+    (make_work(0, 21, 0), "levels"), (make_work(0, 0, 0), "levels"), (make_work(2, 5, 0), "targets"),
+    (make_work(NO_TARGET, 5, 0), "plain samples"), (make_work(0, np.zeros(0, int), 0), "no chains"),
+])
+def test_bad_work_is_refused(work, message):
+    with pytest.raises(RequestError, match=message):
+        ends(gaussian_engine(), work, np.zeros((1, *SHAPE), np.float32))

@@ -1,0 +1,374 @@
+"""`report` on two audits written by hand: a leak with one member, and an undecided one with gaps everywhere."""
+
+import base64
+import dataclasses
+import html
+import html.parser
+import io
+import math
+import re
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from fpjax import artifacts, audit, report
+
+NAN, INF = float("nan"), float("inf")
+TIMES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+PNG = b"\x89PNG\r\n\x1a\n"
+VOID = {"meta", "img", "br"}
+
+LEAK_TEXT = """\
+VERDICT: LEAK (reproduced)
+phantom: 1 member target among N = 480 training images, H = 9 held-out controls, n = 2,000 plain
+samples
+Why
+  - 9 of 2000 plain samples are the target, more than false positives explain (leak test p = 0.001,
+    level 0.01)
+
+Search (sampler: ancestral, 200 levels, SubVP)
+  t' (largest t with a return)          >= 0.6 (95 % of repeats 0.5 to >= 0.6)
+  t' by the identity classifier alone   >= 0.6
+  t'_alpha (returns above the floor)    0.5 (floor 0.0024)
+  t50 (half the chains return)          0.43 (95 % interval 0.40 to 0.50)
+  log-SNR at t50; at t'                 0.7; -2.0
+  t50 of the held-out controls          median 0.20, range 0.15 to 0.25 (H = 9); the member's by the
+                                        same chains 0.45
+  rank test of t50                      p = 0.10, above the level 0.05; with H = 9 no p below 0.10
+                                        is possible
+
+Counting (sampler: ancestral, 200 levels, SubVP)
+  samples with a fingerprint, c_p+      15 of 2,000
+  samples with the identity, c_id+      12 of 2,000
+  samples detected as the target, |q|   9 of 2,000
+  rate of reproduction                  0.0045 (95 % interval 0.0021 to 0.0092)
+  expected of a memoriser, E|q| = n/N   4.2 (rate 1/N = 0.0021)
+  paper's test (H1: fewer than n/N)     p = 0.99
+  leak test (H1: more than false hits)  p = 0.0010, at or below the level 0.01
+  rate seen with a power of 80 %        0.0031 or more
+
+Likelihood (probability-flow ODE, t_min = 1e-05)
+  NLL of the member, bits/dim           3.41
+  its rank among held-out images        p = 0.059 (small: likelier than they are)
+
+Likelihood of groups, bits/dim (probability-flow ODE, t_min = 1e-05)
+  mean NLL, member                      3.41, 1 image
+  mean NLL, train                       3.50 +- 0.05 (standard error), 4 images
+  mean NLL, held-out                    3.62 +- 0.06 (standard error), 4 images, 1 more did not
+                                        converge
+
+Detectors
+  accuracy, fingerprint classifier      0.9985 (95 % interval 0.9956 to 0.9997; 1,997 of 2,000)
+  accuracy, identity classifier         0.992 (95 % interval 0.985 to 0.996; 1,190 of 1,200)
+  joint false hits, real images         0 (95 % interval 0 to 0.0037; 0 of 1,000)
+  joint false hits, generated images    5.0e-4 (95 % interval 1.3e-5 to 0.0028; 1 of 2,000)
+  false-hit rate used, at most          0.0024
+  sensitivity, chains from low noise    0.988 (95 % interval 0.956 to 0.998; 158 of 160)
+  sensitivity, perfect memoriser        0.96 (95 % interval 0.93 to 0.98; 240 of 250)
+  sensitivity used, at least            0.93 (0.9 needed for "none found")
+  audited memoriser, members            7 of its 4,000 samples taken for a member, 8 are
+  audited memoriser, controls           0 (95 % interval 0 to 9.2e-4; 0 of 4,000)
+  threshold of both classifiers         0.5
+
+Cost
+  network evaluations, count            404,000, 99.0 % of them useful
+  network evaluations, search           61,440, 97.9 % of them useful
+"""
+
+
+def curve(detected, chains=16):
+    """Counts that do not rise, with made-up intervals."""
+    rates = [hits / chains for hits in detected]
+    return audit.Curve(
+        level=[20 * (i + 1) for i in range(len(TIMES))], t=TIMES, num_chains=[chains] * len(TIMES),
+        num_detected=list(detected), num_identity=list(detected), lower=[max(0.0, rate - 0.2) for rate in rates],
+        upper=[min(1.0, rate + 0.2) for rate in rates], isotonic=rates,
+    )
+
+
+MEMBER = audit.TargetResult(
+    row=0, member=True, curve=curve([64, 64, 60, 44, 9, 1], 64), t_prime=0.6, t_prime_lower=0.5, t_prime_upper=0.6,
+    t_prime_identity=0.6, t_prime_alpha=0.5, t50=0.4342857, t50_lower=0.4, t50_upper=0.5, t50_rank=0.45,
+    log_snr_t50=0.6543, log_snr_t_prime=-1.987, num_identity=12, num_detected=9,
+)
+NOTHING = dataclasses.replace(
+    MEMBER, row=1, curve=curve([0] * 6), t_prime=0.0, t_prime_lower=0.0, t_prime_upper=0.0, t_prime_identity=0.0,
+    t_prime_alpha=0.0, t50=0.05, t50_lower=0.0, t50_upper=0.1, t50_rank=0.05, log_snr_t50=NAN, log_snr_t_prime=INF,
+    num_identity=0, num_detected=0,
+)
+CENSORED = dataclasses.replace(MEMBER, curve=curve([16] * 6), t50=0.6, t50_lower=0.55, t50_upper=0.6, t50_rank=0.6,
+                               num_identity=1)
+
+
+def control(row, crossing):
+    return dataclasses.replace(MEMBER, row=row, member=False, curve=curve([16, 12, 4, 1, 0, 0]), t50_rank=crossing)
+
+
+def rate(hits, trials, lower, upper):
+    return audit.Rate(hits, trials, hits / trials if trials else NAN, lower, upper)
+
+
+LEAK_TESTS = audit.MemberTests(
+    row=0, expected=4.1666, rate=rate(9, 2000, 0.00206, 0.00919), fewer_p=0.98763, leak_p=0.0010004, rank_p=0.1,
+    num_controls=9, detectable_rate=0.0031234, nll_rank_p=0.05882, bits_per_dim=3.4149,
+)
+EMPTY_TESTS = audit.MemberTests(
+    row=0, expected=0.0125, rate=rate(0, 10, 0.0, 0.31), fewer_p=0.9876, leak_p=1.0, rank_p=1.0, num_controls=0,
+    detectable_rate=INF, nll_rank_p=None, bits_per_dim=None,
+)
+DETECTOR = audit.Detector(
+    fingerprint_accuracy=rate(1997, 2000, 0.99562, 0.99969), identity_accuracy=rate(1190, 1200, 0.98473, 0.996),
+    joint_false_real=rate(0, 1000, 0.0, 0.00368), joint_false_generated=rate(1, 2000, 1.27e-5, 0.00278),
+    sensitivity_low=rate(158, 160, 0.9556, 0.99848), sensitivity_oracle=rate(240, 250, 0.9276, 0.9807),
+    oracle_detected=7, oracle_reproduced=8, oracle_samples=4000, oracle_false=rate(0, 4000, 0.0, 0.00092),
+    sensitivity_lower=0.93328, false_rate_upper=0.00237, threshold=0.5,
+)
+LEAK = audit.AuditResult(
+    name="phantom", verdict=audit.Verdict("leak", ["reproduced"], [
+        "9 of 2000 plain samples are the target, more than false positives explain (leak test p = 0.001, level 0.01)",
+    ], []),
+    targets=[MEMBER, *(control(1 + i, 0.15 + 0.0125 * i) for i in range(9))], tests=[LEAK_TESTS], detector=DETECTOR,
+    nll=[
+        audit.NllGroup("member", [3.4149], 3.4149, NAN, 0),
+        audit.NllGroup("train", [3.4, 3.45, 3.52, 3.61], 3.495, 0.0459, 0),
+        audit.NllGroup("held-out", [3.47, 3.58, 3.66, 3.75], 3.615, 0.0594, 1),
+    ],
+    num_train=480, num_samples=2000, num_fingerprint=15, floor=0.00237, sampler="ancestral", sde="SubVP",
+    num_levels=200, t_min_likelihood=1e-5,
+    evaluations={"count": {"useful": 400_000, "executed": 404_000}, "search": {"useful": 60_123, "executed": 61_440}},
+    settings=audit.AuditSettings(), provenance={"versions": {"jax": "0.10.2"}, "commit": "0123abc", "seeds": [1, 2]},
+)
+UNDECIDED = dataclasses.replace(
+    LEAK, name="<b>scans & co</b>", verdict=audit.Verdict("inconclusive", [], ["few samples <of> it"], ["draw more"]),
+    targets=[CENSORED, NOTHING], tests=[EMPTY_TESTS, dataclasses.replace(EMPTY_TESTS, row=1, nll_rank_p=NAN)],
+    detector=dataclasses.replace(DETECTOR, joint_false_generated=rate(0, 0, 0.0, 1.0), sensitivity_lower=NAN),
+    nll=[audit.NllGroup("held-out", [], NAN, NAN, 3)], num_samples=10, num_fingerprint=2, floor=NAN,
+    sampler="euler <i>", evaluations={"count": {"useful": 0, "executed": 0}},
+    provenance={"note": "a <script>alert(1)</script>"},
+)
+LOSS = report.LossCurve([10, 20, 30], [1.0, 0.3, 0.2])
+NO_LOSS = report.LossCurve([], [])
+
+
+def pictures(num_targets, num_hits, channels=1):
+    """Random images, so that none equals another."""
+    def draw(count, seed):
+        return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, channels), np.uint8)
+
+    return report.ReportImages(draw(num_targets, 0), draw(num_targets, 1), draw(5, 2), draw(9, 3), draw(num_hits, 4),
+                               np.zeros(num_hits, int))
+
+
+CASES = {"leak": (LEAK, pictures(10, 9), LOSS), "undecided": (UNDECIDED, pictures(2, 0, 3), NO_LOSS)}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """A result with its figures."""
+    result, images, loss = CASES[request.param]
+    return result, report.draw_figures(result, images, loss, show_members=True)
+
+
+class Page(html.parser.HTMLParser):
+    """What the tests ask of a page; notes tags that are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.faults, self.images, self.ids, self.links, self.attributes = [], [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.attributes += attrs
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.images += [attrs] if tag == "img" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+
+def page_of(case, *, show_members=True):
+    return report.to_html(*case, show_members=show_members)
+
+
+# Terminal
+
+
+def test_text_of_a_leak():
+    assert report.to_text(LEAK) == LEAK_TEXT
+
+
+def test_text_shows_gaps_and_censored_values():
+    text = report.to_text(UNDECIDED)
+    flat = " ".join(text.split())
+    assert text.startswith("VERDICT: INCONCLUSIVE\n")
+    for expected in (
+        "t' (largest t with a return) >= 0.6 (95 % of repeats 0.5 to >= 0.6)",
+        "t50 (half the chains return) >= 0.60 (95 % interval 0.55 to >= 0.60)",
+        "t' (largest t with a return) none (95 % of repeats none to none)", "0.05 (95 % interval 0 to 0.10)",
+        "t'_alpha (returns above the floor) none (floor n/a)", "log-SNR at t50; at t' n/a; n/a",
+        "rank test of t50 n/a (no held-out controls)", "NLL of the member, bits/dim n/a",
+        "its rank among held-out images n/a", "80 % none (too few samples or too poor detectors)",
+        "joint false hits, generated images n/a (no trials)", "held-out n/a, 0 images, 3 more did not converge",
+        "network evaluations, count 0, n/a % of them useful", "(sampler: euler <i>, 200 levels, SubVP)",
+        "What would settle it - draw more",
+    ):
+        assert expected in flat, expected
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
+@pytest.mark.parametrize("result", [LEAK, UNDECIDED], ids=["leak", "undecided"])
+def test_text_fits_the_terminal(result):
+    text = report.to_text(dataclasses.replace(result, name="long " * 60))
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"),
+    [((0.30, 0.42), "0.35 (95 % interval 0.30 to 0.42)"), ((0.3456, 0.3589), "0.351 (95 % interval 0.346 to 0.359)"),
+     ((0.0, 1.0), "0.4 (95 % interval 0 to 1.0)")],
+)
+def test_digits_follow_the_interval(interval, shown):
+    member = dataclasses.replace(MEMBER, t50=0.3512, t50_lower=interval[0], t50_upper=interval[1],
+                                 curve=dataclasses.replace(MEMBER.curve, t=[*TIMES[:-1], 1.0 + 1e-9]))
+    assert shown in report.to_text(dataclasses.replace(LEAK, targets=[member, *LEAK.targets[1:]]))
+
+
+# Figures
+
+
+def test_figures_are_pngs_and_equal_twice(case):
+    result, figures = case
+    again = report.draw_figures(*next(c for c in CASES.values() if c[0] is result), show_members=True)
+    assert again == figures
+    for name, content in figures.items():
+        assert content.startswith(PNG), name
+        pixels = matplotlib.image.imread(io.BytesIO(content))
+        assert pixels.ndim == 3, name
+        assert pixels.std() > 0.01, name
+
+
+def test_figures_show_what_there_is():
+    def drawn(name, *, show_members):
+        return set(report.draw_figures(*CASES[name], show_members=show_members))
+
+    charts = {"search", "ranking", "likelihood", "training"}
+    assert drawn("leak", show_members=True) == charts | {"targets", "hits", "samples", "train"}
+    assert drawn("leak", show_members=False) == charts
+    assert drawn("undecided", show_members=True) == {"search", "targets", "samples", "train"}
+
+
+def test_figures_follow_the_result():
+    shifted = dataclasses.replace(LEAK, targets=[dataclasses.replace(MEMBER, t50=0.2, t50_rank=0.5), *LEAK.targets[1:]],
+                                  tests=[dataclasses.replace(LEAK_TESTS, bits_per_dim=3.6)])
+    before, after = (report.draw_figures(result, pictures(10, 9), LOSS, show_members=False)
+                     for result in (LEAK, shifted))
+    assert [name for name in before if before[name] != after[name]] == ["search", "ranking", "likelihood"]
+
+
+def test_a_hit_lies_beneath_its_target():
+    images = pictures(3, 2)._replace(hit_target=np.array([2, 0]))
+    content = report.draw_figures(LEAK, images, LOSS, show_members=True)["hits"]
+    pixels = np.round(255 * matplotlib.image.imread(io.BytesIO(content))[..., 0])
+    tile, scale = 72, 4
+    for i, row in enumerate([2, 0]):
+        shown = [pixels[4 + tile * j:68 + tile * j:scale, 4 + tile * i:68 + tile * i:scale] for j in (0, 1)]
+        np.testing.assert_array_equal(shown, [images.targets[row, ..., 0], images.hits[i, ..., 0]])
+
+
+# HTML
+
+
+def test_html_is_well_formed_and_alone(case):
+    text = page_of(case)
+    page = Page(text)
+    assert (page.faults, page.open) == ([], [])
+    assert Page(text.replace("</section>", "", 1)).faults  # The parser does see a missing tag.
+    assert not re.search(r"https?://|<script|@import|url\(", text)
+    assert not [name for name in page.attributes if name.startswith("on")]
+    assert len(page.ids) == len(set(page.ids))
+    assert {link.removeprefix("#") for link in page.links} == set(page.ids) - {"verdict"}
+
+
+def test_html_embeds_every_figure_with_an_alt_text(case):
+    page, figures = Page(page_of(case)), case[1]
+    assert all(len(image.get("alt", "")) > 20 for image in page.images)
+    embedded = [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.images]
+    assert sorted(embedded) == sorted(figures.values())
+
+
+def test_html_leaves_pictures_out(case):
+    result, figures = case
+    secret = {name for name in figures if name in ("targets", "hits", "samples", "train")}
+    shown, hidden = (page_of(case, show_members=show) for show in (True, False))
+    assert secret
+    for name in secret:
+        encoded = base64.b64encode(figures[name]).decode()
+        assert encoded in shown
+        assert encoded not in hidden
+    assert len(Page(hidden).images) == len(figures) - len(secret)
+    assert "Pictures were left out" in hidden
+    assert "Pictures were left out" not in shown
+
+
+def test_html_escapes_values():
+    text = report.to_html(UNDECIDED, {}, show_members=False)
+    assert "&lt;b&gt;scans &amp; co&lt;/b&gt;" in text
+    assert "few samples &lt;of&gt; it" in text
+    assert "euler &lt;i&gt;" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<b>" not in text
+    assert "euler <i>" not in text
+
+
+def test_html_says_the_same_as_the_text(case):
+    """Every row of the text is in the HTML, values letter by letter."""
+    page = html.unescape(page_of(case))
+    values = re.findall(r"^  (?! |- ).{36}  (\S.*(?:\n {40}\S.*)*)", report.to_text(case[0]), re.MULTILINE)
+    assert len(values) > 25
+    for value in values:
+        cell = " ".join(value.split()).replace("+-", "±").replace(">= ", "≥ ")
+        assert f"<td>{cell}</td>" in page, cell
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kinds", "answer"),
+    [("leak", ["reproduced"], "Yes. 9 of 2,000 images"), ("leak", ["memorised"], "was not shown: 9 of 2,000"),
+     ("none found", [], "No reproduction was found: 9 of 2,000"), ("inconclusive", [], "The audit cannot say. 9 of")],
+)
+def test_html_answers_in_words(verdict, kinds, answer):
+    answers = ("Yes. ", "was not shown: ", "No reproduction was found", "The audit cannot say")
+    result = dataclasses.replace(LEAK, verdict=audit.Verdict(verdict, kinds, ["because"], []))
+    text = report.to_html(result, {}, show_members=False)
+    assert answer in text
+    assert [a in text for a in answers].count(True) == 1
+    assert "no proof of anonymity" in text
+    assert "9 further images got one too" in text
+    assert "{" not in text.partition("</style>")[2]  # No field was left unformatted.
+    assert text.count(verdict.upper()) == 1
+
+
+# JSON
+
+
+def test_json_round_trip(tmp_path):
+    artifacts.write_json(tmp_path / "report.json", report.to_json(UNDECIDED))
+    read = artifacts.read_json(tmp_path / "report.json")
+
+    def as_json(value):
+        if isinstance(value, dict):
+            return {key: as_json(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [as_json(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    assert read == as_json({"schema_version": artifacts.SCHEMA_VERSION} | dataclasses.asdict(UNDECIDED))
+    assert read["floor"] is None
+    assert read["targets"][0]["t50"] == 0.6

@@ -1,0 +1,473 @@
+"""`stats` against published numbers, naive loops, and its own promises: coverage of intervals, level of tests.
+
+Where the sample space is small, coverage and level are summed over it, so no tolerance is needed; the rest is
+simulated with fixed seeds and a threshold of 4.5 standard errors (false alarm 3e-6 a check). Every such check is also
+run on a deliberately wrong version, which must fail it.
+"""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import binom
+
+from fpjax import stats
+from fpjax.checks import RequestError
+
+Z = 4.5
+
+
+def shrunk(interval, factor=2 / 3):
+    """The same interval, narrower about its middle: too sure of itself."""
+    low, high = interval
+    return stats.Interval(*((low + high) / 2 + sign * factor * (high - low) / 2 for sign in (-1, 1)))
+
+
+# Published numbers
+
+
+@pytest.mark.parametrize(
+    ("hits", "samples", "num_images", "p"),
+    [
+        (151, 150_000, 1000, 0.55),
+        (0, 150_000, 5000, 9e-14),
+        (0, 150_000, 10_000, 3e-7),
+        (0, 150_000, 20_000, 5.5e-4),
+        (0, 150_000, 50_000, 0.0498),
+        (52, 50_000, 1080, 0.82),
+        (0, 50_000, 11_959, 0.015),
+        (0, 50_000, 78_468, 0.53),
+        (2, 50_000, 4708, 0.0017),
+        (57, 50_000, 546, 7e-5),
+        (0, 50_000, 13_940, 0.028),
+    ],
+)
+def test_p_values_of_the_papers_tables(hits, samples, num_images, p):
+    got = stats.fewer_than_expected_p(hits, samples, 1 / num_images)
+    assert got == pytest.approx(p, rel=0.07, abs=0)  # The tables give one or two digits.
+    wrong = stats.fewer_than_expected_p(hits, samples, 1.5 / num_images)
+    assert wrong != pytest.approx(p, rel=0.07, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "samples"),
+    [(1000, 2995), (5000, 14_978), (10_000, 29_956), (20_000, 59_914), (50_000, 149_786), (78_468, 235_068)],
+)
+def test_samples_needed(num_images, samples):
+    rate = 1 / num_images
+    assert stats.samples_needed(rate) == samples
+    assert stats.fewer_than_expected_p(0, samples, rate) <= 0.05 < stats.fewer_than_expected_p(0, samples - 1, rate)
+
+
+@pytest.mark.parametrize(
+    ("chains", "upper", "digits"), [(16, 0.171, 3), (64, 0.046, 3), (256, 0.012, 3), (150_000, 2.0e-5, 6)]
+)
+def test_upper_limits_without_a_hit(chains, upper, digits):
+    interval = stats.clopper_pearson(0, chains, side="upper")
+    assert interval.lower == 0
+    assert round(float(interval.upper), digits) == upper
+    assert float(interval.upper) == pytest.approx(1 - 0.05 ** (1 / chains), rel=1e-9)
+
+
+# Exact intervals
+
+
+def test_clopper_pearson_solves_its_definition():
+    hits, chains = np.meshgrid(np.arange(41), np.array([41, 64]))
+    low, high = stats.clopper_pearson(hits, chains, confidence=0.9)
+    assert np.shape(low) == np.shape(high) == hits.shape
+    np.testing.assert_allclose(binom.sf(hits - 1, chains, low)[hits > 0], 0.05, rtol=1e-9)
+    np.testing.assert_allclose(binom.cdf(hits, chains, high), 0.05, rtol=1e-9)
+    np.testing.assert_array_equal(np.asarray(low)[hits == 0], 0)
+    np.testing.assert_allclose(stats.clopper_pearson(chains - hits, chains, confidence=0.9).lower, 1 - high)
+
+
+def test_one_sided_limits_spend_the_whole_error_on_one_end():
+    low, high = stats.clopper_pearson([0, 5, 16], [16, 16, 16], confidence=0.9)
+    lower = stats.clopper_pearson([0, 5, 16], [16, 16, 16], confidence=0.95, side="lower")
+    upper = stats.clopper_pearson([0, 5, 16], [16, 16, 16], confidence=0.95, side="upper")
+    np.testing.assert_allclose(lower.lower, low)
+    np.testing.assert_allclose(upper.upper, high)
+    assert np.all(lower.upper == 1)
+    assert np.all(upper.lower == 0)
+
+
+def exact_coverage(interval, chains, rates):
+    """P(low <= rate <= high) for each rate, summed over all counts; interval = arrays over counts 0..chains."""
+    pmf = binom.pmf(np.arange(chains + 1), chains, rates[:, None])
+    return np.sum(pmf * ((interval.lower <= rates[:, None]) & (rates[:, None] <= interval.upper)), axis=1)
+
+
+@pytest.mark.parametrize("side", ["both", "lower", "upper"])
+@pytest.mark.parametrize("chains", [1, 16, 64])
+def test_clopper_pearson_covers(chains, side):
+    hits, rates = np.arange(chains + 1), np.linspace(0, 1, 1001)
+    interval = stats.clopper_pearson(hits, np.full(chains + 1, chains), side=side)
+    assert exact_coverage(interval, chains, rates).min() >= 0.95
+    assert exact_coverage(shrunk(interval), chains, rates).min() < 0.95
+
+
+def test_reproduction_interval_covers():
+    samples, seen, rates = 60, 50, np.linspace(0, 1, 401)
+    for sensitivity in (0.9, 0.6):
+        sensitivity_lower = float(stats.clopper_pearson(int(seen * sensitivity), seen, side="lower").lower)
+        every = [stats.reproduction_interval(h, samples, sensitivity_lower=sensitivity_lower) for h in range(61)]
+        interval = stats.Interval(*np.array(every).T)
+        detected = binom.pmf(np.arange(61), samples, sensitivity * rates[:, None])
+        inside = (interval.lower <= rates[:, None]) & (rates[:, None] <= interval.upper)
+        assert np.sum(detected * inside, axis=1).min() >= 0.95
+        # Without the sensitivity the upper end is too low.
+        plain = stats.clopper_pearson(np.arange(61), np.full(61, samples))
+        inside = (plain.lower <= rates[:, None]) & (rates[:, None] <= plain.upper)
+        assert np.sum(detected * inside, axis=1).min() < 0.9
+    assert stats.reproduction_interval(60, 60, sensitivity_lower=0.5).upper == 1
+
+
+# The curve: isotonic fit, t50, its interval
+
+
+def naive_isotonic(hits, chains):
+    """Max-min formula: fit_i = min over a <= i of max over b >= i of the pooled rate of a..b."""
+    levels = range(len(hits))
+    pooled = {(a, b): sum(hits[a : b + 1]) / sum(chains[a : b + 1]) for a in levels for b in levels if a <= b}
+    return [min(max(pooled[a, b] for b in levels if b >= i) for a in levels if a <= i) for i in levels]
+
+
+def naive_t50(times, hits, chains):
+    """Walks up the fit, level by level."""
+    before, rate_before = 0.0, 1.0
+    for t, rate in zip(times, naive_isotonic(hits, chains), strict=True):
+        if rate < 0.5 - 1e-9:
+            return before + (t - before) * (rate_before - 0.5) / (rate_before - rate)
+        before, rate_before = t, rate
+    return times[-1]
+
+
+def test_isotonic_fit_and_t50_match_naive_loops():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        levels = rng.integers(1, 15)
+        times, chains = np.sort(rng.uniform(0.01, 1, levels)), rng.integers(1, 17, levels)
+        hits = rng.binomial(chains, rng.uniform(size=levels))
+        fit = stats.isotonic_rate(hits, chains)
+        np.testing.assert_allclose(fit, naive_isotonic(hits, chains), atol=1e-12)
+        assert stats.t50(times, hits, chains) == pytest.approx(naive_t50(times, hits, chains), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("hits", "expected"),
+    [
+        ([0, 0, 0, 0], 0.125),  # Never detected: half the first time.
+        ([10, 10, 10, 10], 1.0),  # Censored.
+        ([10, 10, 0, 0], 0.625),
+        ([10, 8, 2, 0], 0.625),
+        ([10, 3, 7, 0], 0.75),  # Pooled to exactly 1/2, which is not below it.
+        ([10, 10, 10, 5], 1.0),
+    ],
+)
+def test_t50_by_hand(hits, expected):
+    assert stats.t50([0.25, 0.5, 0.75, 1.0], hits, [10] * 4) == pytest.approx(expected)
+
+
+def test_t50_takes_a_pooled_half_as_a_half():
+    """Rounding makes this fit 1/2 - 6e-17; below 1/2 it would cross before the first level."""
+    assert stats.t50([0.25, 0.5, 0.75, 1.0], [6, 2, 24, 19], [25, 3, 43, 31]) == 1
+
+
+CURVES = {  # Rate of detection as a function of t.
+    "collapse": lambda t: expit((0.37 - t) / 0.03),
+    "plateau": lambda t: np.where(t < 0.4, 0.6, 0.6 * np.exp((0.4 - t) / 0.1)),
+    "late": lambda t: 1 - 0.52 * t**3,
+    "steep": lambda t: 1 - 0.99 * np.clip(t / 0.05, 0, 1) ** 2,
+}
+
+
+def simulate_t50(name, levels, num_chains, runs):
+    """Intervals of simulated searches, and the time at which the curve itself crosses 1/2."""
+    times, chains = np.arange(1, levels + 1) / levels, np.full(levels, num_chains)
+    fine = np.linspace(0, 1, 100_001)
+    rng = np.random.default_rng(levels)
+    searches = rng.binomial(chains, CURVES[name](times), size=(runs, levels))
+    intervals = [stats.t50_interval(times, hits, chains, seed=i, resamples=100) for i, hits in enumerate(searches)]
+    estimates = np.array([stats.t50(times, hits, chains) for hits in searches])
+    return stats.Interval(*np.array(intervals).T), estimates, fine[np.argmax(CURVES[name](fine) < 0.5)]
+
+
+def enough(covered, nominal=0.95):
+    """Whether a count of covered simulations is within 4.5 standard errors of the nominal one, or above."""
+    return covered.mean() - nominal >= -Z * math.sqrt(nominal * (1 - nominal) / len(covered))
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "num_chains", "widest", "too_narrow"),
+    [
+        ("collapse", 100, 16, 0.06, 1 / 3),
+        ("collapse", 20, 1, 0.8, 1 / 3),
+        ("plateau", 20, 16, 0.36, 2 / 3),
+        ("late", 100, 16, 0.1, 2 / 3),
+        ("steep", 20, 64, 0.051, 1 / 3),
+    ],
+)
+def test_t50_interval_covers(name, levels, num_chains, widest, too_narrow):
+    interval, estimates, truth = simulate_t50(name, levels, num_chains, runs=150)
+    assert np.all((interval.lower <= estimates) & (estimates <= interval.upper))
+    assert enough((interval.lower <= truth) & (truth <= interval.upper))
+    assert np.mean(interval.upper - interval.lower) < widest  # Covering by being useless would not do.
+    # Conservative by up to a level spacing at each end, so not every curve can tell an interval shrunk by 2/3.
+    wrong = shrunk(interval, too_narrow)
+    assert not enough((wrong.lower <= truth) & (truth <= wrong.upper))
+
+
+def test_t50_interval_is_a_percentile_interval_rounded_outward():
+    """Step by step, with the public routines and the same draws."""
+    times, chains = np.arange(1, 31) / 30, np.full(30, 4)
+    hits = np.random.default_rng(7).binomial(chains, 0.8 - 0.6 * times)
+    fit = naive_isotonic(hits + 0.5, chains + 1.0)
+    redrawn = np.random.default_rng(8).binomial(chains, fit, size=(300, 30))
+    crossings = [stats.t50(times, row, chains) for row in redrawn]
+    low, high = stats.t50_interval(times, hits, chains, seed=8, resamples=300, confidence=0.8)
+    levels = np.append(0.0, times)
+    assert low == levels[np.searchsorted(levels, np.quantile(crossings, 0.1), side="right") - 1]
+    assert high == levels[np.searchsorted(levels, np.quantile(crossings, 0.9), side="left")]
+
+
+def test_t50_interval_at_the_edges():
+    times = np.arange(1, 21) / 20
+    chains = np.full(20, 16)
+    all_hit = stats.t50_interval(times, chains, chains, seed=0)
+    assert all_hit.upper == 1
+    assert all_hit.lower > 0.9
+    assert stats.t50_interval(times, 0 * chains, chains, seed=0) == (0.0, 0.05)
+    step = stats.t50_interval(times, np.where(times < 0.42, 16, 0), chains, seed=0)
+    assert step.lower <= 0.4 + 1e-9  # The level below the step, and the one above.
+    assert step.upper >= 0.45 - 1e-9
+    assert step.upper - step.lower < 0.16
+
+
+def test_t50_interval_is_a_function_of_its_seed_and_quick():
+    times = np.arange(1, 21) / 20
+    hits, chains = np.rint(16 * CURVES["late"](times)).astype(int), np.full(20, 16)
+    started = time.process_time()
+    first = stats.t50_interval(times, hits, chains, seed=3, resamples=1000)
+    assert time.process_time() - started < 0.5
+    assert first == stats.t50_interval(times, hits, chains, seed=3, resamples=1000)
+    wide = stats.t50_interval(times, hits, chains, seed=3, resamples=1000, confidence=0.999)
+    assert wide.lower < first.lower
+
+
+# t' and t'_alpha
+
+
+def naive_t_prime_alpha(times, hits, chains, floor, alpha):
+    """Tests by the binomial tail, without intervals, and stops at the first failure."""
+    last = 0.0
+    for t, h, c in zip(times, hits, chains, strict=True):
+        if binom.sf(h - 1, c, floor) >= alpha:
+            return last
+        last = t
+    return last
+
+
+def test_t_primes_match_naive_loops():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        levels = rng.integers(1, 15)
+        times, chains = np.sort(rng.uniform(0.01, 1, levels)), rng.integers(1, 17, levels)
+        hits = rng.binomial(chains, np.sort(rng.uniform(size=levels))[::-1])
+        assert stats.t_prime(times, hits) == max([t for t, h in zip(times, hits, strict=True) if h], default=0)
+        for floor, alpha in ((0.1, 0.05), (0.001, 0.01)):
+            expected = naive_t_prime_alpha(times, hits, chains, floor, alpha)
+            assert stats.t_prime_alpha(times, hits, chains, floor=floor, alpha=alpha) == expected
+
+
+def test_t_primes_without_a_hit_and_with_one():
+    times, chains = [0.2, 0.4, 1.0], [16, 16, 16]
+    assert stats.t_prime(times, [0, 0, 0]) == 0
+    assert stats.t_prime(times, [0, 1, 0]) == 0.4
+    assert stats.t_prime(times, [0, 0, 1]) == 1
+    assert stats.t_prime_alpha(times, [0, 16, 16], chains, floor=0.001) == 0
+    assert stats.t_prime_alpha(times, [16, 16, 16], chains, floor=0.001) == 1
+
+
+def test_chance_moves_t_prime_but_not_t_prime_alpha():
+    """An ideal memoriser of 1000 images (field notes, 1.7): chance hits carry t' to nearly 1."""
+    times, chains = np.arange(1, 1001) / 1000, np.full(1000, 16)
+    hits = np.random.default_rng(2).binomial(chains, 0.999 * expit((0.4 - times) / 0.02) + 0.001)
+    assert stats.t_prime(times, hits) > 0.9
+    assert 0.4 < stats.t_prime_alpha(times, hits, chains, floor=0.001) < 0.6
+
+
+@pytest.mark.parametrize(("floor", "num_chains"), [(0.001, 50), (0.03, 16), (0.3, 16)])
+def test_t_prime_alpha_level(floor, num_chains):
+    """Rate equal to the floor at every level above 0.25: passing beyond it is an error."""
+    alpha, runs = 0.05, 1000
+    times, chains = np.arange(1, 21) / 20, np.full(20, num_chains)
+    rates = np.where(times <= 0.25, 1.0, floor)
+    searches = np.random.default_rng(4).binomial(chains, rates, size=(runs, 20))
+    beyond = [stats.t_prime_alpha(times, hits, chains, floor=floor, alpha=alpha) > 0.25 for hits in searches]
+    allowed = alpha + Z * math.sqrt(alpha * (1 - alpha) / runs)
+    assert np.mean(beyond) <= allowed
+    # The largest level that passes by itself, without the sequence, errs far more often.
+    alone = stats.clopper_pearson(searches, np.broadcast_to(chains, searches.shape), confidence=0.95, side="lower")
+    assert np.mean(np.any((alone.lower > floor) & (times > 0.25), axis=1)) > allowed
+
+
+# Tests: rank, paper's, leak
+
+
+@pytest.mark.parametrize("num_controls", [1, 4, 19])
+def test_rank_level_is_exact(num_controls):
+    """With distinct exchangeable values the member has each rank once: P(p <= k / (H + 1)) = k / (H + 1)."""
+    values = np.random.default_rng(5).normal(size=num_controls + 1)
+    p = np.sort([stats.rank_p_value(float(v), np.delete(values, i)) for i, v in enumerate(values)])
+    np.testing.assert_allclose(p, np.arange(1, num_controls + 2) / (num_controls + 1))
+    without_one = p - 1 / (num_controls + 1)  # Forgetting to count the member itself gives p = 0.
+    assert np.mean(without_one <= 0) > 0
+
+
+def test_rank_counts_ties_against_the_member():
+    assert stats.rank_p_value(1.0, [1.0, 1.0, 0.2]) == 0.75
+    assert stats.rank_p_value(1.0, []) == 1
+    assert stats.rank_p_value(1.0, [0.2] * 19) == 0.05
+
+
+LEVELS = np.array([0.002, 0.01, 0.05, 0.2])
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.02, 0.4])
+def test_papers_test_level(rate):
+    samples = 1500
+    hits = np.arange(samples + 1)
+    pmf = binom.pmf(hits, samples, rate)
+    p = np.array([stats.fewer_than_expected_p(int(h), samples, rate) for h in hits[: int(3 * samples * rate) + 30]])
+    p = np.append(p, np.ones(samples + 1 - len(p)))
+    assert np.all((p[:, None] <= LEVELS).T @ pmf <= LEVELS)
+    strict = p - pmf  # P(fewer than the hits seen) instead of at most as many.
+    assert np.any((strict[:, None] <= LEVELS).T @ pmf > LEVELS)
+
+
+def test_leak_level_with_an_estimated_false_positive_rate():
+    """Exact, over all pairs of counts: samples whose only detections are false ones."""
+    samples, trials, beta = 30, 40, 1e-3
+    p = np.array([[stats.leak_p(h, samples, f, trials, beta=beta) for h in range(31)] for f in range(41)])
+    plug_in = np.array([binom.sf(np.arange(31) - 1, samples, f / trials) for f in range(41)])
+    assert p.min() == beta
+    assert p.max() == 1
+    worst = np.zeros(len(LEVELS))
+    for rate in (0.003, 0.02, 0.1, 0.3, 0.7):
+        joint = np.outer(binom.pmf(np.arange(41), trials, rate), binom.pmf(np.arange(31), samples, rate))
+        worst = np.maximum(worst, [np.sum(joint * (plug_in <= level)) for level in LEVELS])
+        assert all(np.sum(joint * (p <= level)) <= level for level in LEVELS)
+    assert np.all(worst > LEVELS)  # The estimate in place of its limit breaks every level.
+
+
+def test_leak_p_without_a_false_detection_has_a_closed_form():
+    for beta in (1e-3, 1e-2):
+        limit = 1 - beta ** (1 / 600_000)
+        expected = binom.sf(2, 50_000, limit) + beta
+        assert stats.leak_p(3, 50_000, 0, 600_000, beta=beta) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("false_hits", "sensitivity"), [(0, 1.0), (3, 0.8)])
+def test_detectable_rate_has_the_power_it_says(false_hits, sensitivity):
+    samples, trials = 400, 2000
+    rate = stats.detectable_rate(samples, false_hits, trials, sensitivity=sensitivity)
+    p = np.array([stats.leak_p(h, samples, false_hits, trials) for h in range(samples + 1)])
+
+    def power(r):
+        return np.sum(binom.pmf(np.arange(samples + 1), samples, r * sensitivity)[p <= 0.01])
+
+    assert power(rate) == pytest.approx(0.8, abs=1e-9)
+    assert power(rate * 2 / 3) < 0.7
+    assert power(rate * 3 / 2) > 0.9
+
+
+def test_detectable_rate_says_when_nothing_is():
+    assert stats.detectable_rate(1, 0, 10) == math.inf  # A single sample cannot reject.
+    assert stats.detectable_rate(100, 10, 10) == math.inf  # Detectors that always fire.
+    assert stats.detectable_rate(150_000, 0, 600_000, sensitivity=1e-5) == math.inf
+    rates = [stats.detectable_rate(n, 0, 600_000) for n in (15_000, 150_000, 1_500_000)]
+    assert rates == sorted(rates, reverse=True)
+
+
+# Speed and refusals
+
+
+def test_a_paper_sized_search_for_100_targets_takes_under_a_second():
+    times, chains = np.arange(1, 1001) / 1000, np.full(1000, 16)
+    hits = np.random.default_rng(6).binomial(chains, expit((0.4 - times) / 0.05), size=(100, 1000))
+    started = time.process_time()
+    for row in hits:
+        stats.clopper_pearson(row, chains)
+        stats.t50(times, row, chains)
+        stats.t_prime(times, row)
+        stats.t_prime_alpha(times, row, chains, floor=0.001)
+    assert time.process_time() - started < 1
+
+
+T, H, C = [0.2, 0.4], [3, 1], [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: stats.clopper_pearson([1, 2, 3], [4, 4]), "one shape"),
+        (lambda: stats.clopper_pearson([1, 5], C), "5 of 4 at index (1,)"),
+        (lambda: stats.clopper_pearson([1, -1], C), "-1 of 4"),
+        (lambda: stats.clopper_pearson([0, 0], [4, 0]), "0 of 0"),
+        (lambda: stats.clopper_pearson(np.array([0.5, 0.2]), C), "integers"),
+        (lambda: stats.clopper_pearson(H, C, confidence=1.0), "confidence"),
+        (lambda: stats.isotonic_rate(1, 4), "one row"),
+        (lambda: stats.t50([0.2, 0.4, 0.6], H, C), "one shape"),
+        (lambda: stats.t50([0.4, 0.2], H, C), "increasing"),
+        (lambda: stats.t50([0.0, 0.2], H, C), "increasing"),
+        (lambda: stats.t50([0.2, 1.2], H, C), "last 1.2"),
+        (lambda: stats.t50([0.2, math.nan], H, C), "increasing"),
+        (lambda: stats.t50_interval(T, H, C, seed=0, resamples=10), "resamples"),
+        (lambda: stats.t50_interval(T, H, C, seed=0, confidence=95.0), "confidence"),
+        (lambda: stats.t_prime(T, [1, -1]), "-1 of"),
+        (lambda: stats.t_prime(T, [1, 1, 1]), "one shape"),
+        (lambda: stats.t_prime_alpha(T, H, C, floor=1.0), "floor"),
+        (lambda: stats.t_prime_alpha(T, H, C, floor=-0.1), "floor"),
+        (lambda: stats.t_prime_alpha(T, H, C, floor=0.1, alpha=0.0), "alpha"),
+        (lambda: stats.rank_p_value(math.nan, [0.1]), "nan"),
+        (lambda: stats.fewer_than_expected_p(5, 4, 0.1), "5 of 4"),
+        (lambda: stats.fewer_than_expected_p(1, 4, 1.5), "rate"),
+        (lambda: stats.leak_p(1, 4, 0, 0), "0 of 0"),
+        (lambda: stats.leak_p(1, 4, 0, 4, beta=0.0), "beta"),
+        (lambda: stats.detectable_rate(100, 0, 100, alpha=1e-3), "lower beta"),
+        (lambda: stats.detectable_rate(100, 0, 100, power=1.0), "power"),
+        (lambda: stats.detectable_rate(100, 0, 100, sensitivity=0.0), "sensitivity"),
+        (lambda: stats.reproduction_interval(1, 4, sensitivity_lower=0.0), "sensitivity_lower"),
+        (lambda: stats.samples_needed(0.0), "rate"),
+    ],
+)
+def test_bad_requests_are_refused_with_a_fix(call, says):
+    with pytest.raises(RequestError) as error:
+        call()
+    message = str(error.value)
+    assert says in message
+    assert all(part in message for part in ("got ", "expected ", "fix: "))
+
+
+def test_t_prime_range_covers_repeated_searches():
+    times, chains = np.linspace(0.05, 1, 20), np.full(20, 16)
+    rate = 1 / (1 + np.exp((times - 0.4) * 25))
+    draws = np.random.default_rng(0).binomial(chains, rate, (600, 20))
+    primes = np.asarray([stats.t_prime(times, row) for row in draws])
+    inside = [
+        (low <= prime <= high)
+        for prime, (low, high) in zip(primes[1:], (stats.t_prime_range(times, row, chains) for row in draws[:-1]), strict=True)
+    ]
+    # 4.5 standard errors of 599 trials below 0.95; the estimate's own error may cost a little more.
+    assert np.mean(inside) > 0.95 - 4.5 * np.sqrt(0.95 * 0.05 / 599) - 0.03
+    # A range of the single commonest value would not pass the same check.
+    assert np.mean(primes == np.median(primes)) < 0.95 - 4.5 * np.sqrt(0.95 * 0.05 / 599) - 0.03
+
+
+def test_t_prime_range_without_hits():
+    lower, upper = stats.t_prime_range([0.2, 0.4], [0, 0], [16, 16])
+    assert lower == 0.0
+    assert upper >= 0.2
