@@ -101,16 +101,19 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+b")
+        self._path = path
         # A killed run may have left half a line.
-        if self._file.tell() and path.read_bytes()[-1:] != b"\n":
-            self._file.write(b"\n")
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):
+            self._append(b"\n")
+
+    def _append(self, content: bytes) -> None:
+        with open(self._path, "ab") as file:
+            file.write(content)
 
     def write(self, stage: str, **values: Any) -> None:
         """Appends one event."""
         line = json.dumps(_plain({"time": round(time.time(), 3), "stage": stage, **values}), allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        self._append(line.encode() + b"\n")
 
 
 class Checkpoints:

@@ -24,13 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool
 
 from .artifacts import MetricsLog, read_arrays, write_arrays
 from .checks import RequestError, StageError, check, positive
 from .progress import Progress
 from .sampling import Sampler, SamplerState
 from .sde import TimeGrid
-from .types import Image, Key, Level
+from .types import Image, Key, Level, Scalar
 
 NO_TARGET = -1
 
@@ -92,7 +93,7 @@ def chain_key(key: Key, target: Level, level: Level, chain: Level) -> Key:
     return key
 
 
-def noised_start(key: Key, target: Image, has_target: Level, scale: Level, std: Level) -> Image:
+def noised_start(key: Key, target: Image, has_target: Bool[Array, ""], scale: Scalar, std: Scalar) -> Image:
     """x_t given the target at one level, or a draw from the prior."""
     noise = jax.random.normal(key, target.shape, target.dtype)
     return jnp.where(has_target, scale * target + std * noise, noise)
@@ -152,7 +153,7 @@ class Engine(NamedTuple):
     """Compiled advance of all slots by one block, and the shapes it was built for."""
 
     advance: Callable[..., tuple[Slots, Finished, Tally]]
-    fresh_slots: Callable[[], Slots]
+    fresh_slots: Callable[[Any], Slots]
     mesh: Mesh
     settings: EngineSettings
     grid: TimeGrid
@@ -248,9 +249,9 @@ def make_engine(
     )
     rows = len(devices) * settings.slots
 
-    def fresh_slots() -> Slots:
+    def fresh_slots(params: Any) -> Slots:
         ints = jnp.zeros(rows, jnp.int32)
-        shapes = jax.eval_shape(lambda params: make_sampler(params).init(jnp.zeros(image_shape)), None)
+        shapes = jax.eval_shape(lambda params: make_sampler(params).init(jnp.zeros(image_shape)), params)
         state = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
         return jax.device_put(Slots(state, ints, ints, ints, ints), NamedSharding(mesh, P("chains")))
 
@@ -272,9 +273,9 @@ def _window(work: Work, taken: np.ndarray, size: int) -> tuple[Work, np.ndarray]
     return Work(*(column.reshape(-1) for column in columns)), num_queued
 
 
-def initial_state(engine: Engine) -> EngineState:
+def initial_state(engine: Engine, params: Any) -> EngineState:
     """No chain taken yet."""
-    return EngineState(engine.fresh_slots(), np.zeros(engine.mesh.size, np.int64), 0, 0, 0)
+    return EngineState(engine.fresh_slots(params), np.zeros(engine.mesh.size, np.int64), 0, 0, 0)
 
 
 def run_chains(
@@ -302,7 +303,7 @@ def run_chains(
           expected=f"level {num_levels}, where the prior is", fix="start chains without a target at level N")
     check(len(work.level) < 2**31, "work", got=len(work.level), expected="fewer than 2^31 chains", fix="split it")
 
-    state = state or initial_state(engine)
+    state = state or initial_state(engine, params)
     targets = jnp.asarray(targets, jnp.float32)
     capacity = engine.capacity
     while state.num_finished < len(work.level):
@@ -329,7 +330,9 @@ def run_chains(
 SAVE_EVERY_S = 10.0
 
 
-def _load_partial(path: Path, identity: str, engine: Engine, tally: dict[str, np.ndarray]) -> EngineState | None:
+def _load_partial(
+    path: Path, identity: str, slots: Slots, tally: dict[str, np.ndarray]
+) -> EngineState | None:
     """State of an interrupted run into `tally`, or None if there is none that fits."""
     try:
         arrays = read_arrays(path)
@@ -337,7 +340,7 @@ def _load_partial(path: Path, identity: str, engine: Engine, tally: dict[str, np
         return None
     if str(arrays.get("identity")) != identity:
         return None
-    template, structure = jax.tree.flatten(engine.fresh_slots())
+    template, structure = jax.tree.flatten(slots)
     leaves = [jax.device_put(arrays[f"slot{i}"], leaf.sharding) for i, leaf in enumerate(template)]
     for name in tally:
         tally[name][...] = arrays[f"tally_{name}"]
@@ -360,7 +363,7 @@ def run_saved(
     parts = (work.digest(), jax.random.key_data(key).tolist(), engine.settings.slots, engine.mesh.size,
              engine.grid.t.tolist(), [(name, tally[name].shape) for name in sorted(tally)])
     identity = hashlib.sha256(repr(parts).encode()).hexdigest()
-    state = _load_partial(path, identity, engine, tally)
+    state = _load_partial(path, identity, engine.fresh_slots(params), tally)
     total, done = work.num_evaluations, state.num_useful if state else 0
     progress, saved = Progress(label, total, "evaluations", done=done), time.monotonic()
     for block in run_chains(engine, params, targets, work, key=key, state=state):

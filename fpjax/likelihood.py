@@ -86,7 +86,8 @@ def divergence(drift: Callable[[Image], Image], x: Image, *, probes: Float[Array
 
 
 def log_likelihood(
-    sde: SubVP, score_fn: ScoreFn, x: Image, *, key: Key, settings: OdeSettings
+    sde: SubVP, score_fn: ScoreFn, x: Image, *, key: Key, settings: OdeSettings,
+    terminal_logp: Callable[[Image], Scalar] = prior_logp,
 ) -> LogLikelihood:
     """Log density of `x` under the probability-flow ODE, in nats.
 
@@ -95,6 +96,7 @@ def log_likelihood(
     Args:
       x: one image in model range, not dequantised here.
       key: the probes, the same ones along the whole path.
+      terminal_logp: log density at t = 1; the prior, which is what the sampler starts from, or an oracle's own.
     """
     probes = None
     if settings.num_probes:
@@ -111,7 +113,7 @@ def log_likelihood(
         adjoint=diffrax.ForwardMode(),
     )
     end, delta = (leaf[0] for leaf in solution.ys)
-    prior = prior_logp(end)
+    prior = terminal_logp(end)
     nats = prior + delta
     converged = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(nats)
     # Two more at the start, where the solver chooses its first step.

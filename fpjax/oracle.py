@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
 
 from .sde import SubVP
 from .types import Image, Images, Key, Scalar, ScoreFn, Time
@@ -32,7 +33,12 @@ def empirical_score_fn(sde: SubVP, images: Images, *, width: float = 0.0) -> Sco
     """
 
     def score_fn(x: Image, t: Time) -> Image:
-        weights = jax.nn.softmax(_log_weights(sde, images, x, t, width))
+        logits = _log_weights(sde, images, x, t, width)
+        # Softmax, but safe where logits of 1e10 are rounded differently in two places of the compiled code: the
+        # largest has weight 1 by decree, and none more.
+        best = jnp.arange(len(images)) == jnp.argmax(logits)
+        weights = jnp.where(best, 1.0, jnp.exp(jnp.minimum(logits - jnp.max(logits), 0.0)))
+        weights = weights / jnp.sum(weights)
         scale, std = sde.marginal(t)
         mean = jnp.tensordot(weights, images, axes=1, precision="highest")
         return (scale * mean - x) / (scale**2 * width**2 + std**2)
@@ -68,7 +74,7 @@ def return_probability(
     return jnp.mean(weights), jnp.std(weights) / jnp.sqrt(num_draws)
 
 
-def nearest_image(x: Images, images: Images) -> jax.Array:
+def nearest_image(x: Float[Array, "k h w c"], images: Images) -> Int[Array, " k"]:
     """Row of the nearest training image to each of (k, h, w, c) images, by Euclidean distance."""
     flat, rows = images.reshape(len(images), -1), x.reshape(len(x), -1)
     return jnp.argmin(jnp.sum(flat**2, axis=1) - 2 * jnp.dot(rows, flat.T, precision="highest"), axis=1)
