@@ -7,94 +7,104 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    return ConfigDict({
-        "name": "default",
-        "seed": 0,  # of every draw but the data's
-        "data": {
-            "source": "medmnist",  # phantom | medmnist
-            "name": "pathmnist",  # the paper's main data set
-            "directory": "",  # empty: $FPJAX_DATA, then ./data, then a shared directory beside the project
-            "side": 28,  # pixels; phantoms only
-            "num_pool": 1200, "num_val": 200, "num_test": 200,  # phantoms in the train, val and test split
-            "num_train": 0,  # |N_D|, training images of the score model; 0: all that remain
-            "num_members": 1,  # K, targets that are trained on
-            "num_controls": 19,  # H, targets that are not; 19 give the rank test its smallest p of 0.05
-            "repeat_grey": False,  # the paper repeats grey images to 3 channels; native is cheaper and has a density
-            "dequantize": True,  # uniform noise on the bytes in training and likelihood
-            "seed": 0,  # of targets, discs, membership and subset
-        },
-        "sde": {"beta_min": 0.1, "beta_max": 20.0},  # sub-VP, Song et al. 2021
-        "model": {
-            "channels": (128, 128, 256),  # the three outermost levels of diffusers' default
-            "layers_per_block": 2,
-            "attention": (False, True, False),  # at 14x14, and in the middle
-            "attention_head_dim": 8,
-            "norm_num_groups": 32,
-            "norm_eps": 1e-5,
-            "dropout": 0.1,
-            "dtype": "float32",  # bfloat16 on accelerators
-        },
-        "score": {
-            "num_steps": 30_000,  # the paper's training length
-            "batch_size": 128,
-            "learning_rate": 2e-4,  # score_sde's, as are warm-up and clipping
-            "warmup_steps": 5_000,
-            "grad_clip": 1.0,
-            "ema_decay": 0.9999,  # with warm-up, or 5 % of the random start would be left at 30,000 steps
-            "log_every": 100,  # steps
-            "checkpoint_every": 5_000,  # steps
-        },
-        "sampler": {
-            "name": "euler_maruyama",  # the paper's; ancestral below about 1000 levels
-            "num_levels": 1000,  # N; the paper's t' values have a resolution of 0.001
-            "t_min": 1e-3,  # score_sde's for sampling
-        },
-        "engine": {
-            "slots": 1024,  # chains in flight on each device
-            "block_steps": 100,  # reverse steps between two looks of the host
-        },
-        "resnet": {
-            "stages": (3, 4, 6, 3),  # ResNet50
-            "width": 64,
-            "stem": "small",  # 3x3: the ImageNet stem would leave 28x28 images at 7x7 before the first block
-        },
-        "classifiers": {
-            "learning_rate": 1e-3,
-            "batch_size": 128,
-            "steps_per_epoch": 100,
-            "max_epochs": 200,
-            "patience": 20,  # the paper's, in epochs
-            "fingerprint_rate": 0.5, "fingerprint_rate_val": 0.1,  # positives of c_p (paper, appendix A)
-            "identity_rate": 0.1, "identity_rate_val": 0.5,  # positives of c_id
-            "max_masks": 4,  # random discs over an image of c_id
-            "max_noise": 0.1,  # standard deviation in model range
-            "num_val": 1024,  # examples
-            "threshold": 0.5,
-        },
-        "count": {
-            "num_samples": 50_000,  # the paper's Table 2
-            "sensitivity_chains": 256,  # from each member, below one grey level of noise
-            "oracle_samples": 1024,
-            "oracle_chains": 256,
-            "oracle_t": 0.15,  # a memoriser returns from here
-        },
-        "search": {
-            "member_levels": 1000, "member_chains": 16,  # the paper's exhaustive search
-            "rank_levels": 20, "rank_chains": 16,  # members and held-out targets alike
-            "rank_max_t": 1.0,
-        },
-        "ode": {
-            "solver": "dopri5",  # RK45, as score_sde
-            "rtol": 1e-5, "atol": 1e-5,
-            "t_min": 1e-5,
-            "max_steps": 4096,
-            "num_probes": 1,  # Hutchinson; 0: exact trace
-        },
-        "likelihood": {"num_train": 128, "num_held_out": 128, "batch_size": 64},  # images
-        "audit": {
-            "leak_level": 0.01, "rank_level": 0.05,  # of the two tests
-            "min_sensitivity": 0.9,  # lower limit that "none found" needs
-            "confidence": 0.95,  # of every interval
-        },
-        "report": {"show_members": True},  # False: no image of the training set in report.html
-    })
+    return ConfigDict(
+        {
+            "name": "default",
+            "seed": 0,  # of every draw but the data's
+            "data": {
+                "source": "medmnist",  # phantom | medmnist
+                "name": "pathmnist",  # the paper's main data set
+                "directory": "",  # empty: $FPJAX_DATA, then ./data
+                "side": 28,  # pixels; phantoms only
+                "num_pool": 1200,
+                "num_val": 200,
+                "num_test": 200,  # phantoms in the train, val and test split
+                "num_train": 0,  # |N_D|, training images of the score model; 0: all that remain
+                "num_members": 1,  # K, targets that are trained on
+                "num_controls": 19,  # H, targets that are not; 19 give the rank test its smallest p of 0.05
+                "repeat_grey": False,  # the paper repeats grey to 3 channels; native is cheaper and has a density
+                "dequantize": True,  # uniform noise on the bytes in training and likelihood
+                "seed": 0,  # of targets, discs, membership and subset
+            },
+            "sde": {"beta_min": 0.1, "beta_max": 20.0},  # sub-VP, Song et al. 2021
+            "model": {
+                "channels": (128, 128, 256),  # the three outermost levels of diffusers' default
+                "layers_per_block": 2,
+                "attention": (False, True, False),  # at 14x14, and in the middle
+                "attention_head_dim": 8,
+                "norm_num_groups": 32,
+                "norm_eps": 1e-5,
+                "dropout": 0.1,
+                "dtype": "float32",  # bfloat16 on accelerators
+            },
+            "score": {
+                "num_steps": 30_000,  # the paper's training length
+                "batch_size": 128,
+                "learning_rate": 2e-4,  # score_sde's, as are warm-up and clipping
+                "warmup_steps": 5_000,
+                "grad_clip": 1.0,
+                "ema_decay": 0.9999,  # with warm-up, or 5 % of the random start would be left at 30,000 steps
+                "log_every": 100,  # steps
+                "checkpoint_every": 5_000,  # steps
+            },
+            "sampler": {
+                "name": "euler_maruyama",  # the paper's; ancestral below about 1000 levels
+                "num_levels": 1000,  # N; the paper's t' values have a resolution of 0.001
+                "t_min": 1e-3,  # score_sde's for sampling
+            },
+            "engine": {
+                "slots": 1024,  # chains in flight on each device
+                "block_steps": 100,  # reverse steps between two looks of the host
+            },
+            "resnet": {
+                "stages": (3, 4, 6, 3),  # ResNet50
+                "width": 64,
+                "stem": "small",  # 3x3: the ImageNet stem would leave 28x28 images at 7x7 before the first block
+            },
+            "classifiers": {
+                "learning_rate": 1e-3,
+                "batch_size": 128,
+                "steps_per_epoch": 100,
+                "max_epochs": 200,
+                "patience": 20,  # the paper's, in epochs
+                "fingerprint_rate": 0.5,
+                "fingerprint_rate_val": 0.1,  # positives of c_p (paper, appendix A)
+                "identity_rate": 0.1,
+                "identity_rate_val": 0.5,  # positives of c_id
+                "max_masks": 4,  # random discs over an image of c_id
+                "max_noise": 0.1,  # standard deviation in model range
+                "num_val": 1024,  # examples
+                "threshold": 0.5,
+            },
+            "count": {
+                "num_samples": 50_000,  # the paper's Table 2
+                "sensitivity_chains": 256,  # from each member, below one grey level of noise
+                "oracle_samples": 1024,
+                "oracle_chains": 256,
+                "oracle_t": 0.15,  # a memoriser returns from here
+            },
+            "search": {
+                "member_levels": 1000,
+                "member_chains": 16,  # the paper's exhaustive search
+                "rank_levels": 20,
+                "rank_chains": 16,  # members and held-out targets alike
+                "rank_max_t": 1.0,
+            },
+            "ode": {
+                "solver": "dopri5",  # RK45, as score_sde
+                "rtol": 1e-5,
+                "atol": 1e-5,
+                "t_min": 1e-5,
+                "max_steps": 4096,
+                "num_probes": 1,  # Hutchinson; 0: exact trace
+            },
+            "likelihood": {"num_train": 128, "num_held_out": 128, "batch_size": 64},  # images
+            "audit": {
+                "leak_level": 0.01,
+                "rank_level": 0.05,  # of the two tests
+                "min_sensitivity": 0.9,  # lower limit that "none found" needs
+                "confidence": 0.95,  # of every interval
+            },
+            "report": {"show_members": True},  # False: no image of the training set in report.html
+        }
+    )

@@ -11,21 +11,48 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.name = "phantom"
-    config.data.update({"source": "phantom", "side": 16, "num_train": 12, "num_pool": 160, "num_val": 96,
-                        "num_test": 256, "num_controls": 9})  # 9: in minutes; the rank test needs 19
-    config.model.update({"channels": (16, 16), "layers_per_block": 1, "attention": (False, False),
-                         "attention_head_dim": 16, "norm_num_groups": 8, "dropout": 0.0})
-    config.score.update({"num_steps": 3000, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100,
-                         "checkpoint_every": 500})
+    config.data.update(
+        {
+            "source": "phantom",
+            "side": 16,
+            "num_train": 12,
+            "num_pool": 160,
+            "num_val": 96,
+            "num_test": 256,
+            "num_controls": 9,
+        }
+    )  # 9: in minutes; the rank test needs 19
+    config.model.update(
+        {
+            "channels": (16, 16),
+            "layers_per_block": 1,
+            "attention": (False, False),
+            "attention_head_dim": 16,
+            "norm_num_groups": 8,
+            "dropout": 0.0,
+        }
+    )
+    config.score.update(
+        {"num_steps": 3000, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100, "checkpoint_every": 500}
+    )
     config.sampler.update({"name": "ancestral", "num_levels": 100})
     config.engine.update({"slots": 64, "block_steps": 50})
     config.resnet.update({"stages": (1, 1), "width": 8})
-    config.classifiers.update({"batch_size": 64, "steps_per_epoch": 25, "max_epochs": 30, "patience": 10,
-                               "num_val": 512,
-                               "learning_rate": 3e-3, "identity_rate": 0.3})
+    config.classifiers.update(
+        {
+            "batch_size": 64,
+            "steps_per_epoch": 25,
+            "max_epochs": 30,
+            "patience": 10,
+            "num_val": 512,
+            "learning_rate": 3e-3,
+            "identity_rate": 0.3,
+        }
+    )
     config.count.update({"num_samples": 512, "sensitivity_chains": 64, "oracle_samples": 256, "oracle_chains": 64})
-    config.search.update({"member_levels": 20, "member_chains": 16, "rank_levels": 10, "rank_chains": 8,
-                          "rank_max_t": 0.6})
+    config.search.update(
+        {"member_levels": 20, "member_chains": 16, "rank_levels": 10, "rank_chains": 8, "rank_max_t": 0.6}
+    )
     config.ode.update({"rtol": 1e-4, "atol": 1e-4})
     config.likelihood.update({"num_train": 11, "num_held_out": 22, "batch_size": 16})
     return config

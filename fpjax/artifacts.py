@@ -63,15 +63,25 @@ def read_json(path: Path) -> dict[str, Any]:
       RequestError: if the file is missing, damaged or of another schema.
     """
     fix = "delete it and run the same command again"
-    check(path.is_file(), path.name, got="no such file", expected="the result of an earlier stage",
-          fix="run that stage first, or leave out --stage")
+    check(
+        path.is_file(),
+        path.name,
+        got="no such file",
+        expected="the result of an earlier stage",
+        fix="run that stage first, or leave out --stage",
+    )
     try:
         content = json.loads(path.read_text())
         version = content["schema_version"]
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise RequestError(f"{path.name}: got an unreadable file, expected JSON of fpjax; fix: {fix}") from error
-    check(version == SCHEMA_VERSION, path.name, got=f"schema version {version}", expected=str(SCHEMA_VERSION),
-          fix="use the version of fpjax that wrote it, or another --workdir")
+    check(
+        version == SCHEMA_VERSION,
+        path.name,
+        got=f"schema version {version}",
+        expected=str(SCHEMA_VERSION),
+        fix="use the version of fpjax that wrote it, or another --workdir",
+    )
     return content
 
 
@@ -141,7 +151,9 @@ class Checkpoints:
           RequestError: if there is none, or it does not fit the template.
         """
         step = self.latest_step if step is None else step
-        check(step is not None, "checkpoint", got="none", expected="a trained model", fix="run the stage that trains it")
+        check(
+            step is not None, "checkpoint", got="none", expected="a trained model", fix="run the stage that trains it"
+        )
         try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
         except (ValueError, KeyError, OSError, TypeError) as error:

@@ -192,10 +192,15 @@ def _detector(classifiers: dict[str, Any], count: dict[str, Any], settings: Audi
         fingerprint_accuracy=_rate(looked - real["fingerprint_missed"] - real["fingerprint_false"], looked, c),
         identity_accuracy=_rate(
             real["identity_images"] + real["num_images"] - real["identity_missed"] - real["identity_false_images"],
-            real["identity_images"] + real["num_images"], c,
+            real["identity_images"] + real["num_images"],
+            c,
         ),
-        joint_false_real=real_joint, joint_false_generated=generated, sensitivity_low=low, sensitivity_oracle=seen,
-        oracle_detected=oracle["detected"] + oracle["false_detected"], oracle_reproduced=oracle["reproduced"],
+        joint_false_real=real_joint,
+        joint_false_generated=generated,
+        sensitivity_low=low,
+        sensitivity_oracle=seen,
+        oracle_detected=oracle["detected"] + oracle["false_detected"],
+        oracle_reproduced=oracle["reproduced"],
         oracle_samples=oracle["num_samples"],
         oracle_false=_rate(oracle["control_hit_samples"], oracle["num_samples"] if count["num_controls"] else 0, c),
         sensitivity_lower=min(_one_sided(r, "lower", c) for r in (low, seen)),
@@ -205,12 +210,21 @@ def _detector(classifiers: dict[str, Any], count: dict[str, Any], settings: Audi
 
 
 def _target(
-    row: int, search: dict[str, Any], count: dict[str, Any], grid: TimeGrid, sde: SubVP, *, floor: float,
-    settings: AuditSettings, seed: int,
+    row: int,
+    search: dict[str, Any],
+    count: dict[str, Any],
+    grid: TimeGrid,
+    sde: SubVP,
+    *,
+    floor: float,
+    settings: AuditSettings,
+    seed: int,
 ) -> TargetResult:
     """Curve and its summaries; both phases pooled, but for the rank."""
-    table = {name: np.asarray(search[name]) for name in
-             ("target", "phase", "level", "num_chains", "num_detected", "num_identity")}
+    table = {
+        name: np.asarray(search[name])
+        for name in ("target", "phase", "level", "num_chains", "num_detected", "num_identity")
+    }
     mine = table["target"] == row
     levels = np.unique(table["level"][mine])
     pooled = {
@@ -226,16 +240,31 @@ def _target(
     t_prime = stats.t_prime(times, hits)
     t_lower, t_upper = stats.t_prime_range(times, hits, chains, coverage=settings.confidence)
     return TargetResult(
-        row=row, member=row < search["num_members"],
-        curve=Curve(levels.tolist(), times.tolist(), chains.tolist(), hits.tolist(), pooled["num_identity"].tolist(),
-                    lower.tolist(), upper.tolist(), stats.isotonic_rate(hits, chains).tolist()),
-        t_prime=t_prime, t_prime_lower=t_lower, t_prime_upper=t_upper,
+        row=row,
+        member=row < search["num_members"],
+        curve=Curve(
+            levels.tolist(),
+            times.tolist(),
+            chains.tolist(),
+            hits.tolist(),
+            pooled["num_identity"].tolist(),
+            lower.tolist(),
+            upper.tolist(),
+            stats.isotonic_rate(hits, chains).tolist(),
+        ),
+        t_prime=t_prime,
+        t_prime_lower=t_lower,
+        t_prime_upper=t_upper,
         t_prime_identity=stats.t_prime(times, pooled["num_identity"]),
         t_prime_alpha=stats.t_prime_alpha(times, hits, chains, floor=floor, alpha=1 - settings.confidence),
-        t50=t50, t50_lower=float(t50_lower), t50_upper=float(t50_upper),
+        t50=t50,
+        t50_lower=float(t50_lower),
+        t50_upper=float(t50_upper),
         t50_rank=stats.t50(t[table["level"][rank]], table["num_detected"][rank], table["num_chains"][rank]),
-        log_snr_t50=float(log_snr(sde, t50)), log_snr_t_prime=float(log_snr(sde, t_prime)) if t_prime else float("inf"),
-        num_identity=count["num_identity"][row], num_detected=count["num_detected"][row],
+        log_snr_t50=float(log_snr(sde, t50)),
+        log_snr_t_prime=float(log_snr(sde, t_prime)) if t_prime else float("inf"),
+        num_identity=count["num_identity"][row],
+        num_detected=count["num_detected"][row],
     )
 
 
@@ -262,37 +291,61 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
         who = f"member {test.row}: " if k > 1 else ""
         if test.leak_p <= settings.leak_level / k:
             kinds.append(REPRODUCED)
-            reasons.append(f"{who}{test.rate.hits} of {test.rate.trials} plain samples are the target, more than false "
-                           f"positives explain (leak test p = {test.leak_p:.2g}, level {settings.leak_level / k:g})")
+            reasons.append(
+                f"{who}{test.rate.hits} of {test.rate.trials} plain samples are the target, more than false "
+                f"positives explain (leak test p = {test.leak_p:.2g}, level {settings.leak_level / k:g})"
+            )
         if test.rank_p <= settings.rank_level / k:
             kinds.append(MEMORISED)
-            reasons.append(f"{who}its t50 ranks above the {test.num_controls} held-out targets "
-                           f"(rank test p = {test.rank_p:.2g}, level {settings.rank_level / k:g})")
+            reasons.append(
+                f"{who}its t50 ranks above the {test.num_controls} held-out targets "
+                f"(rank test p = {test.rank_p:.2g}, level {settings.rank_level / k:g})"
+            )
     if kinds:
         return Verdict(LEAK, sorted(set(kinds)), reasons, [])
     blind = detector.sensitivity_lower < settings.min_sensitivity
     weak = max(test.detectable_rate for test in tests) > 1 / num_train
     if blind:
-        reasons.append(f"the detectors' sensitivity is shown to be at least {detector.sensitivity_lower:.2f} only; "
-                       f"{settings.min_sensitivity:g} is needed")
+        reasons.append(
+            f"the detectors' sensitivity is shown to be at least {detector.sensitivity_lower:.2f} only; "
+            f"{settings.min_sensitivity:g} is needed"
+        )
         settle.append("train the detectors longer, or run more count.sensitivity_chains and count.oracle_chains")
     if weak:
         rate = max(test.detectable_rate for test in tests)
-        reasons.append(f"a reproduction rate of {rate:.2g} or more would have been seen with a power of 80 %, "
-                       f"but a memoriser's is 1/N = {1 / num_train:.2g}")
+        reasons.append(
+            f"a reproduction rate of {rate:.2g} or more would have been seen with a power of 80 %, "
+            f"but a memoriser's is 1/N = {1 / num_train:.2g}"
+        )
         settle.append(f"raise count.num_samples from {tests[0].rate.trials}")
     if blind or weak:
         return Verdict(INCONCLUSIVE, [], reasons, settle)
-    return Verdict(NONE_FOUND, [], [
-        f"{max(test.rate.hits for test in tests)} of {tests[0].rate.trials} plain samples are a target, no more than "
-        "false positives explain, and no member's t50 stands out from the held-out targets'"
-        + ("" if tests[0].num_controls + 1 >= k / settings.rank_level else
-           f" (with {tests[0].num_controls} held-out targets the rank test cannot reject)")], [])
+    return Verdict(
+        NONE_FOUND,
+        [],
+        [
+            f"{max(test.rate.hits for test in tests)} of {tests[0].rate.trials} plain samples are a target, no more "
+            "than false positives explain, and no member's t50 stands out from the held-out targets'"
+            + (
+                ""
+                if tests[0].num_controls + 1 >= k / settings.rank_level
+                else f" (with {tests[0].num_controls} held-out targets the rank test cannot reject)"
+            )
+        ],
+        [],
+    )
 
 
 def make_audit(
-    results: dict[str, dict[str, Any]], grid: TimeGrid, sde: SubVP, settings: AuditSettings, *, name: str,
-    sampler: str, seed: int, provenance: dict[str, Any],
+    results: dict[str, dict[str, Any]],
+    grid: TimeGrid,
+    sde: SubVP,
+    settings: AuditSettings,
+    *,
+    name: str,
+    sampler: str,
+    seed: int,
+    provenance: dict[str, Any],
 ) -> AuditResult:
     """Joins the stages' results.
 
@@ -314,37 +367,67 @@ def make_audit(
     groups = _nll(likelihood)
     held_out = next((g.bits_per_dim for g in groups if g.name == "held-out"), [])
     n = count["num_samples"]
-    false = (count["control_hit_samples"], n) if count["num_controls"] else (
-        results["classifiers"]["errors"]["joint_false_images"], results["classifiers"]["errors"]["num_images"])
+    false = (
+        (count["control_hit_samples"], n)
+        if count["num_controls"]
+        else (results["classifiers"]["errors"]["joint_false_images"], results["classifiers"]["errors"]["num_images"])
+    )
     # A tenth of the level goes to the uncertainty of the false-positive rate.
     beta = settings.leak_level / num_members / 10
     tests = []
     for row in range(num_members):
         hits = count["num_detected"][row]
         lower, upper = stats.reproduction_interval(
-            hits, n, sensitivity_lower=max(detector.sensitivity_lower, 1e-6), confidence=settings.confidence)
-        own = [b for b, g, r, ok in zip(likelihood["bits_per_dim"], likelihood["group"], likelihood["row"],
-                                        likelihood["converged"], strict=True) if g == "member" and r == row and ok]
+            hits, n, sensitivity_lower=max(detector.sensitivity_lower, 1e-6), confidence=settings.confidence
+        )
+        own = [
+            b
+            for b, g, r, ok in zip(
+                likelihood["bits_per_dim"], likelihood["group"], likelihood["row"], likelihood["converged"], strict=True
+            )
+            if g == "member" and r == row and ok
+        ]
         bits = own[0] if own else None
-        tests.append(MemberTests(
-            row=row, expected=n / num_train, rate=Rate(hits, n, hits / n, float(lower), float(upper)),
-            fewer_p=stats.fewer_than_expected_p(hits, n, 1 / num_train), leak_p=stats.leak_p(hits, n, *false, beta=beta),
-            rank_p=stats.rank_p_value(targets[row].t50_rank, controls), num_controls=len(controls),
-            detectable_rate=stats.detectable_rate(
-                n, *false, alpha=settings.leak_level / num_members, beta=beta,
-                sensitivity=max(detector.sensitivity_lower, 1e-6)),
-            # A member that is more likely than held-out images has fewer bits than they.
-            nll_rank_p=stats.rank_p_value(-bits, [-b for b in held_out]) if bits is not None and held_out else None,
-            bits_per_dim=bits,
-        ))
+        tests.append(
+            MemberTests(
+                row=row,
+                expected=n / num_train,
+                rate=Rate(hits, n, hits / n, float(lower), float(upper)),
+                fewer_p=stats.fewer_than_expected_p(hits, n, 1 / num_train),
+                leak_p=stats.leak_p(hits, n, *false, beta=beta),
+                rank_p=stats.rank_p_value(targets[row].t50_rank, controls),
+                num_controls=len(controls),
+                detectable_rate=stats.detectable_rate(
+                    n,
+                    *false,
+                    alpha=settings.leak_level / num_members,
+                    beta=beta,
+                    sensitivity=max(detector.sensitivity_lower, 1e-6),
+                ),
+                # A member that is more likely than held-out images has fewer bits than they.
+                nll_rank_p=stats.rank_p_value(-bits, [-b for b in held_out]) if bits is not None and held_out else None,
+                bits_per_dim=bits,
+            )
+        )
     return AuditResult(
-        name=name, verdict=decide(tests, detector, settings, num_train=num_train), targets=targets, tests=tests,
-        detector=detector, nll=groups, num_train=num_train, num_samples=n, num_fingerprint=count["num_fingerprint"],
-        floor=floor, sampler=sampler, sde=type(sde).__name__, num_levels=grid.num_levels,
+        name=name,
+        verdict=decide(tests, detector, settings, num_train=num_train),
+        targets=targets,
+        tests=tests,
+        detector=detector,
+        nll=groups,
+        num_train=num_train,
+        num_samples=n,
+        num_fingerprint=count["num_fingerprint"],
+        floor=floor,
+        sampler=sampler,
+        sde=type(sde).__name__,
+        num_levels=grid.num_levels,
         t_min_likelihood=likelihood["t_min"],
         evaluations={
             stage: {"useful": results[stage]["evaluations"], "executed": results[stage]["executed"]}
             for stage in ("count", "search")
         },
-        settings=settings, provenance=provenance,
+        settings=settings,
+        provenance=provenance,
     )

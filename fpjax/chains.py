@@ -153,7 +153,8 @@ class Engine(NamedTuple):
     """Compiled advance of all slots by one block, and the shapes it was built for."""
 
     advance: Callable[..., tuple[Slots, Finished, Tally]]
-    fresh_slots: Callable[[Any], Slots]
+    make_sampler: Callable[[Any], Sampler]
+    image_shape: tuple[int, int, int]
     mesh: Mesh
     settings: EngineSettings
     grid: TimeGrid
@@ -163,10 +164,24 @@ class Engine(NamedTuple):
         """Finished images that one device can hold in a block."""
         return 2 * self.settings.slots
 
+    @property
+    def window(self) -> int:
+        """Work items that one device can take in a block: one for each slot and each finished chain."""
+        return self.capacity + self.settings.slots
+
 
 def _advance_device(
-    params: Any, key: Key, targets: jax.Array, slots: Slots, queue: Work, num_queued: jax.Array,
-    *, make_sampler: Callable[[Any], Sampler], scale: np.ndarray, std: np.ndarray, settings: EngineSettings,
+    params: Any,
+    key: Key,
+    targets: jax.Array,
+    slots: Slots,
+    queue: Work,
+    num_queued: jax.Array,
+    *,
+    make_sampler: Callable[[Any], Sampler],
+    scale: np.ndarray,
+    std: np.ndarray,
+    settings: EngineSettings,
 ) -> tuple[Slots, Finished, Tally]:
     """One block on one device."""
     sampler = make_sampler(params)
@@ -206,8 +221,10 @@ def _advance_device(
         rows = Finished(state.x, slots.target, slots.start, slots.chain, finite)
         finished = jax.tree.map(lambda buffer, row: buffer.at[place].set(row, mode="drop"), finished, rows)
         tally = Tally(
-            num_finished=tally.num_finished + jnp.sum(done), num_taken=taken,
-            num_useful=tally.num_useful + jnp.sum(active), num_iterations=tally.num_iterations + 1,
+            num_finished=tally.num_finished + jnp.sum(done),
+            num_taken=taken,
+            num_useful=tally.num_useful + jnp.sum(active),
+            num_iterations=tally.num_iterations + 1,
         )
         return slots, finished, tally
 
@@ -226,8 +243,12 @@ def _advance_device(
 
 
 def make_engine(
-    make_sampler: Callable[[Any], Sampler], grid: TimeGrid, image_shape: tuple[int, int, int],
-    settings: EngineSettings, *, devices: list[jax.Device] | None = None,
+    make_sampler: Callable[[Any], Sampler],
+    grid: TimeGrid,
+    image_shape: tuple[int, int, int],
+    settings: EngineSettings,
+    *,
+    devices: list[jax.Device] | None = None,
 ) -> Engine:
     """Builds the engine; it compiles once, at the first block, for any number of targets' chains and levels.
 
@@ -244,18 +265,29 @@ def make_engine(
     )
     # No collectives inside, so the devices may run different numbers of iterations; nothing varies that is not ours.
     sharded = jax.shard_map(
-        one_device, mesh=mesh, in_specs=(P(), P(), P(), P("chains"), P("chains"), P("chains")),
-        out_specs=P("chains"), check_vma=False,
+        one_device,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P("chains"), P("chains"), P("chains")),
+        out_specs=P("chains"),
+        check_vma=False,
     )
-    rows = len(devices) * settings.slots
+    return Engine(jax.jit(sharded), make_sampler, image_shape, mesh, settings, grid)
 
-    def fresh_slots(params: Any) -> Slots:
-        ints = jnp.zeros(rows, jnp.int32)
-        shapes = jax.eval_shape(lambda params: make_sampler(params).init(jnp.zeros(image_shape)), params)
-        state = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
-        return jax.device_put(Slots(state, ints, ints, ints, ints), NamedSharding(mesh, P("chains")))
 
-    return Engine(jax.jit(sharded), fresh_slots, mesh, settings, grid)
+def slot_shapes(engine: Engine, params: Any) -> Slots:
+    """Shapes, types and placement of the slots."""
+    rows, placed = engine.mesh.size * engine.settings.slots, NamedSharding(engine.mesh, P("chains"))
+    state = jax.eval_shape(lambda params: engine.make_sampler(params).init(jnp.zeros(engine.image_shape)), params)
+    ints = jax.ShapeDtypeStruct((), jnp.int32)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=placed),
+        Slots(state, ints, ints, ints, ints),
+    )
+
+
+def fresh_slots(engine: Engine, params: Any) -> Slots:
+    """Idle slots."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), slot_shapes(engine, params))
 
 
 def _window(work: Work, taken: np.ndarray, size: int) -> tuple[Work, np.ndarray]:
@@ -275,7 +307,7 @@ def _window(work: Work, taken: np.ndarray, size: int) -> tuple[Work, np.ndarray]
 
 def initial_state(engine: Engine, params: Any) -> EngineState:
     """No chain taken yet."""
-    return EngineState(engine.fresh_slots(params), np.zeros(engine.mesh.size, np.int64), 0, 0, 0)
+    return EngineState(fresh_slots(engine, params), np.zeros(engine.mesh.size, np.int64), 0, 0, 0)
 
 
 def run_chains(
@@ -295,19 +327,34 @@ def run_chains(
     """
     num_levels = engine.grid.num_levels
     check(len(work.level) > 0, "work", got="no chains", expected="at least one", fix="ask for chains and levels")
-    check(bool(np.all((work.level >= 1) & (work.level <= num_levels))), "levels", got=sorted({*work.level})[:8],
-          expected=f"integers in 1..{num_levels}", fix="take levels of the sampler's own grid")
-    check(bool(np.all((work.target >= NO_TARGET) & (work.target < len(targets)))), "work targets",
-          got=sorted({*work.target})[:8], expected=f"rows of the {len(targets)} targets", fix="number them from 0")
-    check(bool(np.all(work.level[work.target == NO_TARGET] == num_levels)), "plain samples", got="a level below N",
-          expected=f"level {num_levels}, where the prior is", fix="start chains without a target at level N")
+    check(
+        bool(np.all((work.level >= 1) & (work.level <= num_levels))),
+        "levels",
+        got=sorted({*work.level})[:8],
+        expected=f"integers in 1..{num_levels}",
+        fix="take levels of the sampler's own grid",
+    )
+    check(
+        bool(np.all((work.target >= NO_TARGET) & (work.target < len(targets)))),
+        "work targets",
+        got=sorted({*work.target})[:8],
+        expected=f"rows of the {len(targets)} targets",
+        fix="number them from 0",
+    )
+    check(
+        bool(np.all(work.level[work.target == NO_TARGET] == num_levels)),
+        "plain samples",
+        got="a level below N",
+        expected=f"level {num_levels}, where the prior is",
+        fix="start chains without a target at level N",
+    )
     check(len(work.level) < 2**31, "work", got=len(work.level), expected="fewer than 2^31 chains", fix="split it")
 
     state = state or initial_state(engine, params)
     targets = jnp.asarray(targets, jnp.float32)
     capacity = engine.capacity
     while state.num_finished < len(work.level):
-        queue, num_queued = _window(work, state.taken, capacity + engine.settings.slots)
+        queue, num_queued = _window(work, state.taken, engine.window)
         slots, finished, tally = engine.advance(params, key, targets, state.slots, queue, num_queued)
         tally = jax.tree.map(np.asarray, tally)
         rows = np.concatenate([np.arange(n) + d * capacity for d, n in enumerate(tally.num_finished)])
@@ -320,7 +367,9 @@ def run_chains(
                 "non-finite values: train it longer, lower its learning rate, or check its input range"
             )
         state = EngineState(
-            slots, state.taken + tally.num_taken, state.num_finished + len(rows),
+            slots,
+            state.taken + tally.num_taken,
+            state.num_finished + len(rows),
             state.num_useful + int(tally.num_useful.sum()),
             state.num_executed + int(tally.num_iterations.sum()) * engine.settings.slots,
         )
@@ -330,9 +379,7 @@ def run_chains(
 SAVE_EVERY_S = 10.0
 
 
-def _load_partial(
-    path: Path, identity: str, slots: Slots, tally: dict[str, np.ndarray]
-) -> EngineState | None:
+def _load_partial(path: Path, identity: str, slots: Slots, tally: dict[str, np.ndarray]) -> EngineState | None:
     """State of an interrupted run into `tally`, or None if there is none that fits."""
     try:
         arrays = read_arrays(path)
@@ -348,8 +395,17 @@ def _load_partial(
 
 
 def run_saved(
-    engine: Engine, params: Any, targets: np.ndarray, work: Work, *, key: Key, tally: dict[str, np.ndarray],
-    consume: Callable[[Block, dict[str, np.ndarray]], None], path: Path, log: MetricsLog, label: str,
+    engine: Engine,
+    params: Any,
+    targets: np.ndarray,
+    work: Work,
+    *,
+    key: Key,
+    tally: dict[str, np.ndarray],
+    consume: Callable[[Block, dict[str, np.ndarray]], None],
+    path: Path,
+    log: MetricsLog,
+    label: str,
 ) -> EngineState:
     """Runs all work, block by block through `consume`, with slots and tally on disk every few seconds.
 
@@ -360,22 +416,39 @@ def run_saved(
       tally: what `consume` accumulates, zeros to begin with; changed in place.
       label: stage name for progress and log.
     """
-    parts = (work.digest(), jax.random.key_data(key).tolist(), engine.settings.slots, engine.mesh.size,
-             engine.grid.t.tolist(), [(name, tally[name].shape) for name in sorted(tally)])
+    parts = (
+        work.digest(),
+        jax.random.key_data(key).tolist(),
+        engine.settings.slots,
+        engine.mesh.size,
+        engine.grid.t.tolist(),
+        [(name, tally[name].shape) for name in sorted(tally)],
+    )
     identity = hashlib.sha256(repr(parts).encode()).hexdigest()
-    state = _load_partial(path, identity, engine.fresh_slots(params), tally)
+    state = _load_partial(path, identity, fresh_slots(engine, params), tally)
     total, done = work.num_evaluations, state.num_useful if state else 0
     progress, saved = Progress(label, total, "evaluations", done=done), time.monotonic()
     for block in run_chains(engine, params, targets, work, key=key, state=state):
         consume(block, tally)
         state = block.state
-        log.write(label, chains=state.num_finished, evaluations=state.num_useful, executed=state.num_executed,
-                  evaluations_per_s=progress.rate)
+        log.write(
+            label,
+            chains=state.num_finished,
+            evaluations=state.num_useful,
+            executed=state.num_executed,
+            evaluations_per_s=progress.rate,
+        )
         progress.update(state.num_useful, f"{state.num_finished:,} of {len(work.level):,} chains")
         if time.monotonic() - saved > SAVE_EVERY_S and state.num_finished < len(work.level):
             leaves = {f"slot{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.slots))}
-            write_arrays(path, identity=np.asarray(identity), taken=state.taken, counters=np.asarray(state[2:]),
-                         **leaves, **{f"tally_{name}": values for name, values in tally.items()})
+            write_arrays(
+                path,
+                identity=np.asarray(identity),
+                taken=state.taken,
+                counters=np.asarray(state[2:]),
+                **leaves,
+                **{f"tally_{name}": values for name, values in tally.items()},
+            )
             saved = time.monotonic()
     assert state is not None
     return state

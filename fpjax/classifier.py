@@ -63,8 +63,13 @@ class ClassifierSettings:
             positive(f"classifiers.{name}", getattr(self, name))
         for name in ("fingerprint_rate", "fingerprint_rate_val", "identity_rate", "identity_rate_val"):
             in_range(f"classifiers.{name}", getattr(self, name), 0.0, 1.0)
-        check(0 < self.threshold < 1, "classifiers.threshold", got=self.threshold, expected="a number in (0, 1)",
-              fix="use 0.5")
+        check(
+            0 < self.threshold < 1,
+            "classifiers.threshold",
+            got=self.threshold,
+            expected="a number in (0, 1)",
+            fix="use 0.5",
+        )
         check(self.max_masks >= 0, "classifiers.max_masks", got=self.max_masks, expected="0 or more", fix="use 4")
         in_range("classifiers.max_noise", self.max_noise, 0.0, 2.0)
 
@@ -89,8 +94,11 @@ def fingerprint_example(
     num_others = len(data.others)
     # The originals are images like any other here: without a disc of their own.
     row = jax.random.randint(key_row, (), 0, num_others + len(data.originals))
-    image = jnp.where(row < num_others, data.others[jnp.minimum(row, num_others - 1)],
-                      data.originals[jnp.maximum(row - num_others, 0)])
+    image = jnp.where(
+        row < num_others,
+        data.others[jnp.minimum(row, num_others - 1)],
+        data.originals[jnp.maximum(row - num_others, 0)],
+    )
     label = jax.random.bernoulli(key_label, rate)
     image = jnp.where(label, stamp_randomly(key_disc, image, radius), image)
     return add_noise(key_noise, image, settings.max_noise), label[None].astype(jnp.float32)
@@ -134,13 +142,28 @@ class _FitState(NamedTuple):
 def init_fit(model: nn.Module, settings: ClassifierSettings, key: Key, image: jax.Array) -> _FitState:
     """State of one classifier before its first epoch, for images shaped as the (1, h, w, c) `image`."""
     variables = model.init(key, image)
-    return _FitState(jnp.zeros((), jnp.int32), variables, optax.adam(settings.learning_rate).init(variables["params"]),
-                     jax.tree.map(jnp.copy, variables), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+    return _FitState(
+        jnp.zeros((), jnp.int32),
+        variables,
+        optax.adam(settings.learning_rate).init(variables["params"]),
+        jax.tree.map(jnp.copy, variables),
+        jnp.full((), jnp.inf),
+        jnp.zeros((), jnp.int32),
+    )
 
 
 def _fit(
-    model: nn.Module, train_example: Example, val_example: Example, train: DetectorData, val: DetectorData,
-    settings: ClassifierSettings, *, positive_weight: float, key: Key, checkpoints: Checkpoints, log: MetricsLog,
+    model: nn.Module,
+    train_example: Example,
+    val_example: Example,
+    train: DetectorData,
+    val: DetectorData,
+    settings: ClassifierSettings,
+    *,
+    positive_weight: float,
+    key: Key,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
     label: str,
 ) -> _FitState:
     """Trains one classifier until its validation loss has not fallen for `patience` epochs."""
@@ -157,9 +180,7 @@ def _fit(
         images, labels = draw(jax.random.split(key, settings.batch_size), data)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, updated = model.apply(
-                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-            )
+            logits, updated = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
             return bce(logits, labels), updated
 
         (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
@@ -193,7 +214,10 @@ def _fit(
             )
         better = loss < float(state.best_loss)
         state = _FitState(
-            jnp.asarray(epoch + 1, jnp.int32), variables, opt_state, variables if better else state.best_variables,
+            jnp.asarray(epoch + 1, jnp.int32),
+            variables,
+            opt_state,
+            variables if better else state.best_variables,
             jnp.asarray(loss if better else float(state.best_loss), jnp.float32),
             jnp.asarray(epoch + 1 if better else int(state.best_epoch), jnp.int32),
         )
@@ -222,8 +246,15 @@ def make_models(settings: ResNetSettings, num_targets: int) -> tuple[ResNet, Res
 
 
 def train_detectors(
-    models: tuple[ResNet, ResNet], train: DetectorData, val: DetectorData, settings: ClassifierSettings, *, key: Key,
-    radius: int, checkpoints: tuple[Checkpoints, Checkpoints], log: MetricsLog,
+    models: tuple[ResNet, ResNet],
+    train: DetectorData,
+    val: DetectorData,
+    settings: ClassifierSettings,
+    *,
+    key: Key,
+    radius: int,
+    checkpoints: tuple[Checkpoints, Checkpoints],
+    log: MetricsLog,
 ) -> Detectors:
     """Trains both classifiers; takes up what `checkpoints` hold.
 
@@ -237,16 +268,32 @@ def train_detectors(
     specs = (
         ("fingerprint classifier", fingerprint_example, settings.fingerprint_rate, settings.fingerprint_rate_val, 1.0),
         # One head sees 1/k of the positives, so they weigh k times as much.
-        ("identity classifier", identity_example, settings.identity_rate, settings.identity_rate_val,
-         float(len(train.targets))),
+        (
+            "identity classifier",
+            identity_example,
+            settings.identity_rate,
+            settings.identity_rate_val,
+            float(len(train.targets)),
+        ),
     )
     states = []
     for i, (label, example, rate, rate_val, weight) in enumerate(specs):
         make = partial(example, radius=radius, settings=settings)
-        states.append(_fit(
-            models[i], partial(make, rate=rate), partial(make, rate=rate_val), train, val, settings,
-            positive_weight=weight, key=jax.random.fold_in(key, i), checkpoints=checkpoints[i], log=log, label=label,
-        ))
+        states.append(
+            _fit(
+                models[i],
+                partial(make, rate=rate),
+                partial(make, rate=rate_val),
+                train,
+                val,
+                settings,
+                positive_weight=weight,
+                key=jax.random.fold_in(key, i),
+                checkpoints=checkpoints[i],
+                log=log,
+                label=label,
+            )
+        )
     return Detectors(*(s.best_variables for s in states), epochs=tuple(int(s.epoch) for s in states))
 
 
@@ -262,8 +309,14 @@ def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any, identity: An
     return detect_fn
 
 
-def detect_all(detect: Callable[[Images], tuple[jax.Array, jax.Array]], images: Images, rows: np.ndarray,
-               *, threshold: float, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def detect_all(
+    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
+    images: Images,
+    rows: np.ndarray,
+    *,
+    threshold: float,
+    batch_size: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
     """Decisions for some rows of a batch of images, in one compiled shape.
 
     Args:
@@ -300,8 +353,14 @@ class RealErrors(NamedTuple):
 
 
 def measure_errors(
-    detect: Callable[[Images], tuple[jax.Array, jax.Array]], images: np.ndarray, originals: np.ndarray, *, key: Key,
-    radius: int, settings: ClassifierSettings, draws_per_target: int = 32,
+    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
+    images: np.ndarray,
+    originals: np.ndarray,
+    *,
+    key: Key,
+    radius: int,
+    settings: ClassifierSettings,
+    draws_per_target: int = 32,
 ) -> RealErrors:
     """Both classifiers' errors on held-out real images with and without fresh discs.
 
@@ -315,7 +374,9 @@ def measure_errors(
 
     @jit_once
     def prepare(key: Key, clean: jax.Array, repeated: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = [jax.random.split(jax.random.fold_in(key, i), n) for i, n in enumerate((len(clean), *2 * (len(repeated),)))]
+        keys = [
+            jax.random.split(jax.random.fold_in(key, i), n) for i, n in enumerate((len(clean), *2 * (len(repeated),)))
+        ]
         fresh = jax.vmap(partial(stamp_randomly, radius=radius))
         noisy = jax.vmap(partial(add_noise, max_std=settings.max_noise))
         return fresh(keys[0], clean), noisy(keys[2], fresh(keys[1], repeated))
@@ -329,7 +390,12 @@ def measure_errors(
     own = own_id[np.arange(len(repeated)), np.repeat(np.arange(len(originals)), draws_per_target)]
     any_id = stamped_id.any(axis=1)
     return RealErrors(
-        num_images=len(images), fingerprint_missed=int((~stamped_p).sum()), fingerprint_false=int(clean_p.sum()),
-        identity_images=len(repeated), identity_missed=int((~own).sum()), identity_false_images=int(any_id.sum()),
-        joint_false_images=int((any_id & stamped_p).sum()), heads=len(originals),
+        num_images=len(images),
+        fingerprint_missed=int((~stamped_p).sum()),
+        fingerprint_false=int(clean_p.sum()),
+        identity_images=len(repeated),
+        identity_missed=int((~own).sum()),
+        identity_false_images=int(any_id.sum()),
+        joint_false_images=int((any_id & stamped_p).sum()),
+        heads=len(originals),
     )

@@ -73,18 +73,39 @@ def _fits(value: Any, default: Any) -> bool:
 def _fill(section: str, settings: type, values: Any) -> Any:
     """One settings dataclass from one section."""
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    check(isinstance(values, dict), section, got=values, expected=f"a section with {', '.join(defaults)}",
-          fix="see configs/default.py")
+    check(
+        isinstance(values, dict),
+        section,
+        got=values,
+        expected=f"a section with {', '.join(defaults)}",
+        fix="see configs/default.py",
+    )
     for name in values:
-        check(name in defaults, f"{section}.{name}", got="an unknown field", expected=f"one of {', '.join(defaults)}",
-              fix="correct its name")
+        check(
+            name in defaults,
+            f"{section}.{name}",
+            got="an unknown field",
+            expected=f"one of {', '.join(defaults)}",
+            fix="correct its name",
+        )
     for name, value in values.items():
-        check(_fits(value, defaults[name]), f"{section}.{name}", got=repr(value),
-              expected=f"the type of {defaults[name]!r}", fix="give a value of that type")
-    return settings(**{
-        name: tuple(value) if isinstance(value, list) else type(defaults[name])(value)
-        if isinstance(defaults[name], float) else value for name, value in values.items()
-    })
+        check(
+            _fits(value, defaults[name]),
+            f"{section}.{name}",
+            got=repr(value),
+            expected=f"the type of {defaults[name]!r}",
+            fix="give a value of that type",
+        )
+    return settings(
+        **{
+            name: tuple(value)
+            if isinstance(value, list)
+            else type(defaults[name])(value)
+            if isinstance(defaults[name], float)
+            else value
+            for name, value in values.items()
+        }
+    )
 
 
 def make_config(config: ConfigDict) -> Config:
@@ -96,14 +117,31 @@ def make_config(config: ConfigDict) -> Config:
     fields = {field.name: field.type for field in dataclasses.fields(Config)}
     values = config.to_dict()
     for name in values:
-        check(name in fields, f"config.{name}", got="an unknown section", expected=f"one of {', '.join(fields)}",
-              fix="correct its name")
+        check(
+            name in fields,
+            f"config.{name}",
+            got="an unknown section",
+            expected=f"one of {', '.join(fields)}",
+            fix="correct its name",
+        )
     name, seed = values.get("name", "audit"), values.get("seed", 0)
-    check(isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and "/" not in name, "name",
-          got=repr(name), expected="a short word without slashes", fix="name the config after its data")
-    check(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31, "seed", got=repr(seed),
-          expected="an integer in [0, 2^31)", fix="use 0")
-    sections = {key: _fill(key, kind, values.get(key, {})) for key, kind in fields.items() if key not in ("name", "seed")}
+    check(
+        isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and "/" not in name,
+        "name",
+        got=repr(name),
+        expected="a short word without slashes",
+        fix="name the config after its data",
+    )
+    check(
+        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31,
+        "seed",
+        got=repr(seed),
+        expected="an integer in [0, 2^31)",
+        fix="use 0",
+    )
+    sections = {
+        key: _fill(key, kind, values.get(key, {})) for key, kind in fields.items() if key not in ("name", "seed")
+    }
     return Config(name=name, seed=seed, **sections)
 
 

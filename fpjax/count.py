@@ -79,13 +79,14 @@ def count_work(settings: CountSettings, grid: TimeGrid, num_members: int) -> Wor
     """Plain samples, and the chains from low levels."""
     level = sensitivity_level(grid)
     low = np.meshgrid(np.arange(num_members), np.arange(settings.sensitivity_chains), indexing="ij")
-    return concatenate_work([
-        make_work(NO_TARGET, grid.num_levels, np.arange(settings.num_samples)), make_work(low[0], level, low[1])
-    ])
+    return concatenate_work(
+        [make_work(NO_TARGET, grid.num_levels, np.arange(settings.num_samples)), make_work(low[0], level, low[1])]
+    )
 
 
-def _keep_first(tally: dict[str, np.ndarray], name: str, chains: np.ndarray, images: np.ndarray,
-                target: np.ndarray) -> None:
+def _keep_first(
+    tally: dict[str, np.ndarray], name: str, chains: np.ndarray, images: np.ndarray, target: np.ndarray
+) -> None:
     """Keeps the images with the lowest chain numbers, so that what is kept does not depend on the order of arrival."""
     size = len(tally[f"{name}_chain"])
     chain = np.concatenate([tally[f"{name}_chain"], chains])
@@ -96,8 +97,17 @@ def _keep_first(tally: dict[str, np.ndarray], name: str, chains: np.ndarray, ima
 
 
 def count(
-    engine: Engine, params: Any, targets: np.ndarray, detect: Detect, settings: CountSettings, *, num_members: int,
-    threshold: float, key: Key, path: Path, log: MetricsLog,
+    engine: Engine,
+    params: Any,
+    targets: np.ndarray,
+    detect: Detect,
+    settings: CountSettings,
+    *,
+    num_members: int,
+    threshold: float,
+    key: Key,
+    path: Path,
+    log: MetricsLog,
 ) -> CountResult:
     """Draws n samples, looks at each as it finishes, and keeps the counts.
 
@@ -127,22 +137,41 @@ def count(
                 images = np.asarray(block.images[block.rows[chosen]])
                 _keep_first(tally, name, block.chain[chosen], images, np.argmax(both[chosen, :num_members], axis=1))
 
-    tally = {"fingerprint": np.zeros((), np.int64), "identity": np.zeros(len(targets), np.int64),
-             "detected": np.zeros(len(targets), np.int64), "control_hits": np.zeros((), np.int64),
-             "low_detected": np.zeros((), np.int64)}
+    tally = {
+        "fingerprint": np.zeros((), np.int64),
+        "identity": np.zeros(len(targets), np.int64),
+        "detected": np.zeros(len(targets), np.int64),
+        "control_hits": np.zeros((), np.int64),
+        "low_detected": np.zeros((), np.int64),
+    }
     for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES)):
-        tally |= {f"{name}_chain": np.full(size, nothing), f"{name}_target": np.zeros(size, np.int64),
-                  f"{name}_images": np.zeros((size, *targets.shape[1:]), np.float32)}
-    state = run_saved(engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log,
-                      label="count")
+        tally |= {
+            f"{name}_chain": np.full(size, nothing),
+            f"{name}_target": np.zeros(size, np.int64),
+            f"{name}_images": np.zeros((size, *targets.shape[1:]), np.float32),
+        }
+    state = run_saved(
+        engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="count"
+    )
     hits, samples = (tally[f"{n}_images"][tally[f"{n}_chain"] < nothing] for n in ("hit", "sample"))
     hit_target = tally["hit_target"][: len(hits)]
     difference = (hits - targets[hit_target]).reshape(len(hits), np.prod(targets.shape[1:]))
     return CountResult(
-        settings.num_samples, int(tally["fingerprint"]), tally["identity"], tally["detected"],
-        int(tally["control_hits"]), settings.sensitivity_chains * num_members, int(tally["low_detected"]),
-        sensitivity_level(engine.grid), state.num_useful, state.num_executed, samples, hits, hit_target,
-        np.mean(difference**2, axis=1), np.mean(np.abs(difference), axis=1),
+        settings.num_samples,
+        int(tally["fingerprint"]),
+        tally["identity"],
+        tally["detected"],
+        int(tally["control_hits"]),
+        settings.sensitivity_chains * num_members,
+        int(tally["low_detected"]),
+        sensitivity_level(engine.grid),
+        state.num_useful,
+        state.num_executed,
+        samples,
+        hits,
+        hit_target,
+        np.mean(difference**2, axis=1),
+        np.mean(np.abs(difference), axis=1),
     )
 
 
@@ -163,8 +192,17 @@ class OracleResult(NamedTuple):
 
 
 def audit_oracle(
-    engine: Engine, train: np.ndarray, targets: np.ndarray, detect: Detect, settings: CountSettings, *,
-    num_members: int, threshold: float, key: Key, path: Path, log: MetricsLog,
+    engine: Engine,
+    train: np.ndarray,
+    targets: np.ndarray,
+    detect: Detect,
+    settings: CountSettings,
+    *,
+    num_members: int,
+    threshold: float,
+    key: Key,
+    path: Path,
+    log: MetricsLog,
 ) -> OracleResult:
     """Runs the empirical oracle under the same sampler and detectors.
 
@@ -175,10 +213,12 @@ def audit_oracle(
     """
     level = max(1, round(settings.oracle_t * engine.grid.num_levels))
     chains = np.meshgrid(np.arange(num_members), np.arange(settings.oracle_chains), indexing="ij")
-    work = concatenate_work([
-        make_work(NO_TARGET, engine.grid.num_levels, np.arange(settings.oracle_samples)),
-        make_work(chains[0], level, chains[1]),
-    ])
+    work = concatenate_work(
+        [
+            make_work(NO_TARGET, engine.grid.num_levels, np.arange(settings.oracle_samples)),
+            make_work(chains[0], level, chains[1]),
+        ]
+    )
     nearest = jax.jit(nearest_image)
     images = jnp.asarray(train)
 
@@ -190,13 +230,27 @@ def audit_oracle(
         seen = both[np.arange(len(row)), np.where(is_member, row, 0)]
         any_member = both[:, :num_members].any(axis=1)
         back = ~plain & (row == block.target)
-        tally["plain"] += [int(m.sum()) for m in (
-            plain & is_member, plain & is_member & seen, plain & ~is_member & any_member,
-            plain & both[:, num_members:].any(axis=1))]
+        tally["plain"] += [
+            int(m.sum())
+            for m in (
+                plain & is_member,
+                plain & is_member & seen,
+                plain & ~is_member & any_member,
+                plain & both[:, num_members:].any(axis=1),
+            )
+        ]
         tally["chains"] += [int(back.sum()), int((back & seen).sum())]
 
     tally = {"plain": np.zeros(4, np.int64), "chains": np.zeros(2, np.int64)}
-    state = run_saved(engine, images, targets, work, key=key, tally=tally, consume=consume, path=path, log=log,
-                      label="count (oracle)")
-    return OracleResult(settings.oracle_samples, *tally["plain"].tolist(), settings.oracle_chains * num_members,
-                        *tally["chains"].tolist(), level, state.num_useful, state.num_executed)
+    state = run_saved(
+        engine, images, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="count (oracle)"
+    )
+    return OracleResult(
+        settings.oracle_samples,
+        *tally["plain"].tolist(),
+        settings.oracle_chains * num_members,
+        *tally["chains"].tolist(),
+        level,
+        state.num_useful,
+        state.num_executed,
+    )

@@ -26,7 +26,10 @@ from .sde import T_MIN_DENSITY, SubVP, flow_drift, prior_logp
 from .types import Image, Key, Scalar, ScoreFn, Time
 
 SOLVERS: dict[str, Callable[[], diffrax.AbstractAdaptiveSolver]] = {
-    "dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5, "dopri8": diffrax.Dopri8, "heun": diffrax.Heun,
+    "dopri5": diffrax.Dopri5,
+    "tsit5": diffrax.Tsit5,
+    "dopri8": diffrax.Dopri8,
+    "heun": diffrax.Heun,
 }
 # Evaluations of the drift a step, accepted or rejected (first-same-as-last solvers reuse one).
 _STAGES = {"dopri5": 6, "tsit5": 6, "dopri8": 13, "heun": 2}
@@ -57,8 +60,13 @@ class OdeSettings:
         for name in ("rtol", "atol", "max_steps"):
             positive(f"ode.{name}", getattr(self, name))
         in_range("ode.t_min", self.t_min, 1e-7, 0.5)
-        check(self.num_probes >= 0, "ode.num_probes", got=self.num_probes, expected="0 or more",
-              fix="use 1, or 0 for the exact trace")
+        check(
+            self.num_probes >= 0,
+            "ode.num_probes",
+            got=self.num_probes,
+            expected="0 or more",
+            fix="use 1, or 0 for the exact trace",
+        )
 
 
 class LogLikelihood(NamedTuple):
@@ -86,7 +94,12 @@ def divergence(drift: Callable[[Image], Image], x: Image, *, probes: Float[Array
 
 
 def log_likelihood(
-    sde: SubVP, score_fn: ScoreFn, x: Image, *, key: Key, settings: OdeSettings,
+    sde: SubVP,
+    score_fn: ScoreFn,
+    x: Image,
+    *,
+    key: Key,
+    settings: OdeSettings,
     terminal_logp: Callable[[Image], Scalar] = prior_logp,
 ) -> LogLikelihood:
     """Log density of `x` under the probability-flow ODE, in nats.
@@ -107,8 +120,14 @@ def log_likelihood(
         return divergence(lambda y: flow_drift(sde, score_fn, y, t), state[0], probes=probes)
 
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field), SOLVERS[settings.solver](), t0=settings.t_min, t1=1.0, dt0=None,
-        y0=(x, jnp.zeros((), x.dtype)), max_steps=settings.max_steps, throw=False,
+        diffrax.ODETerm(field),
+        SOLVERS[settings.solver](),
+        t0=settings.t_min,
+        t1=1.0,
+        dt0=None,
+        y0=(x, jnp.zeros((), x.dtype)),
+        max_steps=settings.max_steps,
+        throw=False,
         stepsize_controller=diffrax.PIDController(rtol=settings.rtol, atol=settings.atol),
         adjoint=diffrax.ForwardMode(),
     )
@@ -152,8 +171,17 @@ class NllSettings:
 
 
 def log_likelihoods(
-    make_score_fn: Callable[[Any], ScoreFn], params: Any, sde: SubVP, images: np.ndarray, settings: OdeSettings, *,
-    key: Key, dequantized: bool, batch_size: int, path: Path, log: MetricsLog,
+    make_score_fn: Callable[[Any], ScoreFn],
+    params: Any,
+    sde: SubVP,
+    images: np.ndarray,
+    settings: OdeSettings,
+    *,
+    key: Key,
+    dequantized: bool,
+    batch_size: int,
+    path: Path,
+    log: MetricsLog,
 ) -> dict[str, np.ndarray]:
     """Log densities of many images, batch by batch, resumable.
 
@@ -197,7 +225,11 @@ def log_likelihoods(
         count = min(batch_size, len(images) - first)
         done = {name: np.concatenate([done[name], values[:count]]) for name, values in batch._asdict().items()}
         write_arrays(path, identity=np.asarray(identity), **done)
-        log.write("likelihood", images=first + count, nfe=int(batch.nfe[:count].max()),
-                  not_converged=int((~batch.converged[:count]).sum()))
+        log.write(
+            "likelihood",
+            images=first + count,
+            nfe=int(batch.nfe[:count].max()),
+            not_converged=int((~batch.converged[:count]).sum()),
+        )
         progress.update(first + count, f"up to {int(batch.nfe[:count].max())} evaluations an image")
     return done

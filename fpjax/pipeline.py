@@ -35,15 +35,20 @@ from .models.unet import UNet
 from .oracle import empirical_score_fn
 from .sampling import SAMPLERS
 from .score import TIME_SCALE, dsm_loss, make_score_fn
-from .sde import SubVP, TimeGrid, time_grid
+from .sde import TimeGrid, time_grid
 from .search import search, search_work
 from .training import TrainState, fit, init_state, jit_once
-from .types import Key
+from .types import Key, ScoreFn
 
 RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood")
 NEEDS = {
-    "data": (), "score": ("data",), "classifiers": ("data",), "count": ("score", "classifiers"),
-    "search": ("score", "classifiers"), "likelihood": ("score",), "report": RESULTS,
+    "data": (),
+    "score": ("data",),
+    "classifiers": ("data",),
+    "count": ("score", "classifiers"),
+    "search": ("score", "classifiers"),
+    "likelihood": ("score",),
+    "report": RESULTS,
 }
 
 
@@ -91,17 +96,31 @@ class Run:
         planted = plant(splits, self.config.data)
         side = planted.train.shape[1:3]
         factor = self.config.model.downsampling
-        check(all(s % factor == 0 for s in side), "image side", got=f"{side[0]}x{side[1]}",
-              expected=f"multiples of {factor} for the {len(self.config.model.channels)} levels of model.channels",
-              fix="resize the images or use fewer levels")
+        check(
+            all(s % factor == 0 for s in side),
+            "image side",
+            got=f"{side[0]}x{side[1]}",
+            expected=f"multiples of {factor} for the {len(self.config.model.channels)} levels of model.channels",
+            fix="resize the images or use fewer levels",
+        )
         for part, name in ((planted.val, "val"), (planted.test, "test")):
             check(len(part) > 0, f"{name} split", got="no images", expected="at least one", fix="add held-out images")
-        check(len(planted.train) + len(planted.reserve) > self.config.data.num_members, "train split",
-              got="no image but the targets", expected="others beside them", fix="add images or plant fewer targets")
+        check(
+            len(planted.train) + len(planted.reserve) > self.config.data.num_members,
+            "train split",
+            got="no image but the targets",
+            expected="others beside them",
+            fix="add images or plant fewer targets",
+        )
         content = json.loads(json.dumps(describe(splits, planted, self.config.data)))
         if self.path("data").is_file():
-            check(self.result("data") == content, "data", got="other images than in data.json",
-                  expected="the ones this run began with", fix="restore the data, or use another --workdir")
+            check(
+                self.result("data") == content,
+                "data",
+                got="other images than in data.json",
+                expected="the ones this run began with",
+                fix="restore the data, or use another --workdir",
+            )
         return planted, content
 
     @property
@@ -143,15 +162,29 @@ class Run:
         checkpoints.close()
         return restored.ema_params
 
-    def _engine(self, make_score: Callable[[Any], Any]) -> Engine:
+    def make_score(self, params: Any) -> ScoreFn:
+        """The score network's score."""
+        return make_score_fn(self.config.sde, self.model, params)
+
+    def loss(self, params: Any, images: jax.Array, key: Key) -> jax.Array:
+        """Training loss of a batch of bytes."""
+        key_noise, key_loss = jax.random.split(key)
+        x = dequantize(key_noise, images) if self.config.data.dequantize else to_model(images)
+        return dsm_loss(self.config.sde, self.model, params, x, key=key_loss)
+
+    def _engine(self, make_score: Callable[[Any], ScoreFn]) -> Engine:
         factory = SAMPLERS[self.config.sampler.name]
-        return make_engine(lambda params: factory(self.config.sde, self.grid, make_score(params)), self.grid,
-                           self.image_shape, self.config.engine)
+        return make_engine(
+            lambda params: factory(self.config.sde, self.grid, make_score(params)),
+            self.grid,
+            self.image_shape,
+            self.config.engine,
+        )
 
     @functools.cached_property
     def engine(self) -> Engine:
         """Chains of the trained model; count and search share its one compile."""
-        return self._engine(lambda params: make_score_fn(self.config.sde, self.model, params))
+        return self._engine(self.make_score)
 
     @functools.cached_property
     def oracle_engine(self) -> Engine:
@@ -188,18 +221,13 @@ def _data(run: Run) -> None:
 
 
 def _score(run: Run) -> None:
-    config, key = run.config, run.key("score")
-    key_init, key_train = jax.random.split(key)
-
-    def loss_fn(params: Any, images: jax.Array, key: Key) -> jax.Array:
-        key_noise, key_loss = jax.random.split(key)
-        x = dequantize(key_noise, images) if config.data.dequantize else to_model(images)
-        return dsm_loss(config.sde, run.model, params, x, key=key_loss)
-
+    key_init, key_train = jax.random.split(run.key("score"))
     checkpoints = run.checkpoints("score")
     params = jit_once(run.init_params)(key_init)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    state = fit(loss_fn, params, run.planted.train, config.score, key=key_train, checkpoints=checkpoints, log=run.log)
+    state = fit(
+        run.loss, params, run.planted.train, run.config.score, key=key_train, checkpoints=checkpoints, log=run.log
+    )
     checkpoints.close()
     run.finish("score", {"num_steps": int(state.step), "num_params": num_params, "num_train": len(run.planted.train)})
 
@@ -207,7 +235,7 @@ def _score(run: Run) -> None:
 def _classifiers(run: Run) -> None:
     config, planted = run.config, run.planted
     radius = planted.record[0].radius
-    others = np.concatenate([planted.train[config.data.num_members:], planted.reserve])
+    others = np.concatenate([planted.train[config.data.num_members :], planted.reserve])
 
     def data(images: np.ndarray) -> DetectorData:
         centers = jnp.asarray([(target.row, target.col) for target in planted.record], jnp.int32)
@@ -215,43 +243,98 @@ def _classifiers(run: Run) -> None:
 
     checkpoints = tuple(run.checkpoints(name) for name in classifier.NAMES)
     detectors = classifier.train_detectors(
-        run.classifier_models, data(others), data(planted.val), config.classifiers, key=run.key("classifiers"),
-        radius=radius, checkpoints=checkpoints, log=run.log)
+        run.classifier_models,
+        data(others),
+        data(planted.val),
+        config.classifiers,
+        key=run.key("classifiers"),
+        radius=radius,
+        checkpoints=checkpoints,
+        log=run.log,
+    )
     for part in checkpoints:
         part.close()
     detect = jax.jit(classifier.make_detect_fn(run.classifier_models, detectors.fingerprint, detectors.identity))
     errors = classifier.measure_errors(
-        detect, planted.test, planted.originals, key=jax.random.fold_in(run.key("classifiers"), 99), radius=radius,
-        settings=config.classifiers)
-    run.finish("classifiers", {"errors": errors._asdict(), "epochs": list(detectors.epochs),
-                               "threshold": config.classifiers.threshold})
+        detect,
+        planted.test,
+        planted.originals,
+        key=jax.random.fold_in(run.key("classifiers"), 99),
+        radius=radius,
+        settings=config.classifiers,
+    )
+    run.finish(
+        "classifiers",
+        {"errors": errors._asdict(), "epochs": list(detectors.epochs), "threshold": config.classifiers.threshold},
+    )
 
 
 def _count(run: Run) -> None:
     config, key = run.config, run.key("count")
-    common: dict[str, Any] = {"num_members": config.data.num_members, "threshold": config.classifiers.threshold,
-                              "log": run.log}
+    common: dict[str, Any] = {
+        "num_members": config.data.num_members,
+        "threshold": config.classifiers.threshold,
+        "log": run.log,
+    }
     oracle = audit_oracle(
-        run.oracle_engine, to_model(run.planted.train), run.targets, run.detect, config.count,
-        key=jax.random.fold_in(key, 1), path=run.partial("count_oracle"), **common)
-    result = count(run.engine, run.score_params, run.targets, run.detect, config.count, key=key,
-                   path=run.partial("count"), **common)
-    write_arrays(run.workdir / "samples" / "count.npz", samples=to_bytes(result.samples), hits=to_bytes(result.hits),
-                 hit_target=result.hit_target)
-    content = {name: value for name, value in result._asdict().items()
-               if name not in ("samples", "hits", "hit_target", "hit_mse", "hit_mae")}
-    run.finish("count", content | {
-        "num_controls": config.data.num_controls, "oracle": oracle._asdict(),
-        "hits": [{"target": t, "mse": s, "mae": a}
-                 for t, s, a in zip(result.hit_target, result.hit_mse, result.hit_mae, strict=True)],
-    })
+        run.oracle_engine,
+        to_model(run.planted.train),
+        run.targets,
+        run.detect,
+        config.count,
+        key=jax.random.fold_in(key, 1),
+        path=run.partial("count_oracle"),
+        **common,
+    )
+    result = count(
+        run.engine,
+        run.score_params,
+        run.targets,
+        run.detect,
+        config.count,
+        key=key,
+        path=run.partial("count"),
+        **common,
+    )
+    write_arrays(
+        run.workdir / "samples" / "count.npz",
+        samples=to_bytes(result.samples),
+        hits=to_bytes(result.hits),
+        hit_target=result.hit_target,
+    )
+    content = {
+        name: value
+        for name, value in result._asdict().items()
+        if name not in ("samples", "hits", "hit_target", "hit_mse", "hit_mae")
+    }
+    run.finish(
+        "count",
+        content
+        | {
+            "num_controls": config.data.num_controls,
+            "oracle": oracle._asdict(),
+            "hits": [
+                {"target": t, "mse": s, "mae": a}
+                for t, s, a in zip(result.hit_target, result.hit_mse, result.hit_mae, strict=True)
+            ],
+        },
+    )
 
 
 def _search(run: Run) -> None:
     config = run.config
     result = search(
-        run.engine, run.score_params, run.targets, run.detect, config.search, num_members=config.data.num_members,
-        threshold=config.classifiers.threshold, key=run.key("search"), path=run.partial("search"), log=run.log)
+        run.engine,
+        run.score_params,
+        run.targets,
+        run.detect,
+        config.search,
+        num_members=config.data.num_members,
+        threshold=config.classifiers.threshold,
+        key=run.key("search"),
+        path=run.partial("search"),
+        log=run.log,
+    )
     run.finish("search", {**result._asdict(), "num_members": config.data.num_members})
 
 
@@ -259,35 +342,64 @@ def _likelihood(run: Run) -> None:
     config, planted = run.config, run.planted
     members = config.data.num_members
     groups = {
-        "member": planted.targets[:members], "clean original": planted.originals[:members],
+        "member": planted.targets[:members],
+        "clean original": planted.originals[:members],
         "held-out target": planted.targets[members:],
         "training": planted.train[members:][: config.likelihood.num_train],
         "held-out": planted.test[: config.likelihood.num_held_out],
     }
     images = np.concatenate(list(groups.values()))
     found = log_likelihoods(
-        lambda params: make_score_fn(config.sde, run.model, params), run.score_params, config.sde, images, config.ode,
-        key=run.key("likelihood"), dequantized=config.data.dequantize, batch_size=config.likelihood.batch_size,
-        path=run.partial("likelihood"), log=run.log)
-    run.finish("likelihood", {
-        "group": [name for name, part in groups.items() for _ in part],
-        "row": [row for part in groups.values() for row in range(len(part))],
-        **found, "bits_per_dim": bits_per_dim(found["nats"], images[0].size), "t_min": config.ode.t_min,
-    })
+        run.make_score,
+        run.score_params,
+        config.sde,
+        images,
+        config.ode,
+        key=run.key("likelihood"),
+        dequantized=config.data.dequantize,
+        batch_size=config.likelihood.batch_size,
+        path=run.partial("likelihood"),
+        log=run.log,
+    )
+    run.finish(
+        "likelihood",
+        {
+            "group": [name for name, part in groups.items() for _ in part],
+            "row": [row for part in groups.values() for row in range(len(part))],
+            **found,
+            "bits_per_dim": bits_per_dim(found["nats"], images[0].size),
+            "t_min": config.ode.t_min,
+        },
+    )
 
 
 def _report(run: Run) -> None:
     config = run.config
     results = {stage: run.result(stage) for stage in RESULTS}
     result = audit.make_audit(
-        results, run.grid, config.sde, config.audit, name=config.name, sampler=config.sampler.name, seed=config.seed,
-        provenance=read_json(run.workdir / "config.json")["provenance"] | {
-            "data": results["data"]["identity"]["name"], "parameters": results["score"]["num_params"],
-            "training_steps": results["score"]["num_steps"]})
+        results,
+        run.grid,
+        config.sde,
+        config.audit,
+        name=config.name,
+        sampler=config.sampler.name,
+        seed=config.seed,
+        provenance=read_json(run.workdir / "config.json")["provenance"]
+        | {
+            "data": results["data"]["identity"]["name"],
+            "parameters": results["score"]["num_params"],
+            "training_steps": results["score"]["num_steps"],
+        },
+    )
     kept = read_arrays(run.workdir / "samples" / "count.npz")
     images = report.ReportImages(
-        run.planted.targets, run.planted.originals, run.planted.train[: len(kept["samples"])], kept["samples"],
-        kept["hits"], kept["hit_target"])
+        run.planted.targets,
+        run.planted.originals,
+        run.planted.train[: len(kept["samples"])],
+        kept["samples"],
+        kept["hits"],
+        kept["hit_target"],
+    )
     lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines() if line]
     steps = {line["step"]: line["loss"] for line in lines if line["stage"] == "score" and "loss" in line}
     loss = report.LossCurve(list(steps), list(steps.values()))
@@ -302,8 +414,13 @@ def _report(run: Run) -> None:
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
-    "data": _data, "score": _score, "classifiers": _classifiers, "count": _count, "search": _search,
-    "likelihood": _likelihood, "report": _report,
+    "data": _data,
+    "score": _score,
+    "classifiers": _classifiers,
+    "count": _count,
+    "search": _search,
+    "likelihood": _likelihood,
+    "report": _report,
 }
 
 
@@ -311,11 +428,17 @@ def _provenance() -> dict[str, Any]:
     """What ran, where; no path and no user."""
     packages = ("fpjax", "jax", "flax", "optax", "orbax-checkpoint", "diffrax", "numpy", "scipy")
     root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True,
-                            check=False) if (root / ".git").exists() else None
+    commit = (
+        subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+        )
+        if (root / ".git").exists()
+        else None
+    )
     devices = [device.device_kind for device in jax.devices()]
     return {
-        "python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
         "commit": commit.stdout.strip() if commit and commit.returncode == 0 else "unknown",
         "devices": f"{len(devices)} x {devices[0]}",
     }
@@ -325,24 +448,32 @@ def _claim(config: Config, workdir: Path) -> None:
     """Writes config.json, or checks that the directory belongs to this config."""
     resolved, path = describe_config(config), workdir / "config.json"
     if not path.is_file():
-        check(not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())), f"--workdir={workdir.name}",
-              got="a file, or a directory with other things in it", expected="a new directory, or that of an earlier run",
-              fix="choose another --workdir")
+        check(
+            not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())),
+            f"--workdir={workdir.name}",
+            got="a file, or a directory with other things in it",
+            expected="a new directory, or that of an earlier run",
+            fix="choose another --workdir",
+        )
         try:
             write_json(path, {"config": resolved, "provenance": _provenance()})
         except OSError as error:
-            raise RequestError(f"--workdir: got {error.strerror}, expected a directory to write to; "
-                               "fix: choose another --workdir") from error
+            raise RequestError(
+                f"--workdir: got {error.strerror}, expected a directory to write to; fix: choose another --workdir"
+            ) from error
         return
     recorded = read_json(path)["config"]
     for section, values in resolved.items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             before = recorded.get(section)
             before = before.get(name) if isinstance(values, dict) and isinstance(before, dict) else before
-            check(section in FREE_SECTIONS or before == value, f"--workdir={workdir.name}",
-                  got=f"a run with {section}{'.' if name else ''}{name} = {before!r}",
-                  expected=f"one with {value!r} as asked for now",
-                  fix="choose another --workdir, or ask for what it was begun with")
+            check(
+                section in FREE_SECTIONS or before == value,
+                f"--workdir={workdir.name}",
+                got=f"a run with {section}{'.' if name else ''}{name} = {before!r}",
+                expected=f"one with {value!r} as asked for now",
+                fix="choose another --workdir, or ask for what it was begun with",
+            )
 
 
 def _show_plan(run: Run, stages: list[str]) -> None:
@@ -355,16 +486,21 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     lowered = jax.jit(lambda p, x, t: run.model.apply({"params": p}, x, TIME_SCALE * t)).lower(shapes, x, t)
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
     members, targets = config.data.num_members, len(planted.targets)
-    nll = (min(config.likelihood.num_train, len(planted.train) - members)
-           + min(config.likelihood.num_held_out, len(planted.test)) + targets + members)
+    nll = (
+        min(config.likelihood.num_train, len(planted.train) - members)
+        + min(config.likelihood.num_held_out, len(planted.test))
+        + targets
+        + members
+    )
     work = {
         "data": f"{len(planted.train)} training images of {'x'.join(map(str, run.image_shape))}, {members} member and "
-                f"{config.data.num_controls} held-out targets",
+        f"{config.data.num_controls} held-out targets",
         "score": f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
         "classifiers": f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
         "count": f"{count_work(config.count, run.grid, members).num_evaluations:,} evaluations",
         "search": f"{search_work(config.search, run.grid.num_levels, targets, members).num_evaluations:,} evaluations",
-        "likelihood": f"{nll} images, adaptive", "report": "",
+        "likelihood": f"{nll} images, adaptive",
+        "report": "",
     }
     print(f"parameters of the score network: {num_params:,}")
     print(f"FLOPs of one evaluation: {flops:,.0f}")

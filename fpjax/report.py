@@ -42,9 +42,17 @@ WIDTH = 100  # Columns of the terminal's text.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _GREY, _DARK = "#a0a0a0", "#404040"
 _STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.axisbelow": True, "axes.grid": True, "grid.color": "#e8e8e8", "legend.frameon": False, "legend.fontsize": 9.5,
-    "figure.facecolor": "white", "savefig.dpi": 200,
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "figure.facecolor": "white",
+    "savefig.dpi": 200,
 }
 _MAX_TILES = 40
 
@@ -219,15 +227,14 @@ def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) 
     curve, confidence = member.curve, result.settings.confidence
     grid, last = _grid_width(curve), _last(curve)
     width = max(member.t_prime_upper - member.t_prime_lower, grid)
-    low, high, t_prime = (_time(t, width, last=last) for t in
-                          (member.t_prime_lower, member.t_prime_upper, member.t_prime))
+    low, high, t_prime = (
+        _time(t, width, last=last) for t in (member.t_prime_lower, member.t_prime_upper, member.t_prime)
+    )
     return {
         "t' (largest t with a return)": f"{t_prime} ({_percent(confidence)} of repeats {low} to {high})",
         "t' by the identity classifier alone": _time(member.t_prime_identity, width, last=last),
-        "t'_alpha (returns above the floor)":
-            f"{_time(member.t_prime_alpha, grid, last=last)} (floor {_small(result.floor)})",
-        "t50 (half the chains return)":
-            _t50(member.t50, member.t50_lower, member.t50_upper, curve.t[-1], confidence),
+        "t'_alpha (returns above the floor)": f"{_time(member.t_prime_alpha, grid, last=last)} (floor {_small(result.floor)})",
+        "t50 (half the chains return)": _t50(member.t50, member.t50_lower, member.t50_upper, curve.t[-1], confidence),
         "log-SNR at t50; at t'": f"{_fixed(member.log_snr_t50, 1)}; {_fixed(member.log_snr_t_prime, 1)}",
         "t50 of the held-out controls": _control_t50(result, member),
         "rank test of t50": _rank(result, test),
@@ -236,14 +243,14 @@ def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) 
 
 def _count_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
     n, confidence, rate = f"{result.num_samples:,}", _percent(result.settings.confidence), test.rate
-    expected = f"{test.expected:,.{1 if 1 <= test.expected < 100 else 0}f}" if test.expected >= 1 \
-        else _small(test.expected)
+    expected = (
+        f"{test.expected:,.{1 if 1 <= test.expected < 100 else 0}f}" if test.expected >= 1 else _small(test.expected)
+    )
     return {
         "samples with a fingerprint, c_p+": f"{result.num_fingerprint:,} of {n}",
         "samples with the identity, c_id+": f"{member.num_identity:,} of {n}",
         "samples detected as the target, |q|": f"{rate.hits:,} of {n}",
-        "rate of reproduction":
-            f"{_small(rate.estimate)} ({confidence} interval {_small(rate.lower)} to {_small(rate.upper)})",
+        "rate of reproduction": f"{_small(rate.estimate)} ({confidence} interval {_small(rate.lower)} to {_small(rate.upper)})",
         "expected of a memoriser, E|q| = n/N": f"{expected} (rate 1/N = {_small(1 / result.num_train)})",
         "paper's test (H1: fewer than n/N)": f"p = {_small(test.fewer_p)}",
         "leak test (H1: more than false hits)": _p(test.leak_p, _levels(result)[0]),
@@ -278,8 +285,10 @@ def _group(group: NllGroup) -> tuple[str, str]:
 
 def _detector_rows(result: AuditResult) -> Rows:
     detector, confidence = result.detector, result.settings.confidence
-    oracle = f"{detector.oracle_detected:,} of its {detector.oracle_samples:,} samples taken for a member, " \
-             f"{detector.oracle_reproduced:,} are"
+    oracle = (
+        f"{detector.oracle_detected:,} of its {detector.oracle_samples:,} samples taken for a member, "
+        f"{detector.oracle_reproduced:,} are"
+    )
     return [
         ("accuracy, fingerprint classifier", _rate(detector.fingerprint_accuracy, confidence)),
         ("accuracy, identity classifier", _rate(detector.identity_accuracy, confidence)),
@@ -288,8 +297,10 @@ def _detector_rows(result: AuditResult) -> Rows:
         ("false-hit rate used, at most", _small(detector.false_rate_upper)),
         ("sensitivity, chains from low noise", _rate(detector.sensitivity_low, confidence)),
         ("sensitivity, perfect memoriser", _rate(detector.sensitivity_oracle, confidence)),
-        ("sensitivity used, at least",
-         f"{_fixed(detector.sensitivity_lower, 2)} ({result.settings.min_sensitivity:g} needed for \"none found\")"),
+        (
+            "sensitivity used, at least",
+            f'{_fixed(detector.sensitivity_lower, 2)} ({result.settings.min_sensitivity:g} needed for "none found")',
+        ),
         ("audited memoriser, members", oracle),
         ("audited memoriser, controls", _rate(detector.oracle_false, confidence)),
         ("threshold of both classifiers", f"{detector.threshold:g}"),
@@ -325,14 +336,22 @@ def _lines(rows: Rows, label_width: int) -> list[str]:
     return [
         line
         for label, value in rows
-        for line in textwrap.wrap(f"  {label:<{label_width}}  {value}", WIDTH, drop_whitespace=True,
-                                  subsequent_indent=" " * (label_width + 4), break_on_hyphens=False)
+        for line in textwrap.wrap(
+            f"  {label:<{label_width}}  {value}",
+            WIDTH,
+            drop_whitespace=True,
+            subsequent_indent=" " * (label_width + 4),
+            break_on_hyphens=False,
+        )
     ]
 
 
 def _bullets(title: str, items: Sequence[str]) -> list[str]:
-    wrapped = [line for item in items for line in
-               textwrap.wrap(item, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)]
+    wrapped = [
+        line
+        for item in items
+        for line in textwrap.wrap(item, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+    ]
     return [title, *wrapped] if items else []
 
 
@@ -353,13 +372,28 @@ def to_text(result: AuditResult) -> str:
         ("Cost", _evaluation_rows(result)),
     ]
     label_width = max(len(label) for _, rows in blocks for label, *_ in rows)
-    head = [f"VERDICT: {_headline(result)}", *textwrap.wrap(
-        f"{result.name}: {_plural(len(result.tests), 'member target')} among N = {result.num_train:,} training images, "
-        f"H = {len(_controls(result))} held-out controls, n = {result.num_samples:,} plain samples", WIDTH)]
-    parts = ["\n".join([*head, *_bullets("Why", result.verdict.reasons),
-                        *_bullets("What would settle it", result.verdict.to_settle)])]
-    parts += ["\n".join([*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *_lines(rows, label_width)])
-              for title, rows in blocks if rows]
+    head = [
+        f"VERDICT: {_headline(result)}",
+        *textwrap.wrap(
+            f"{result.name}: {_plural(len(result.tests), 'member target')} among N = {result.num_train:,} training images, "
+            f"H = {len(_controls(result))} held-out controls, n = {result.num_samples:,} plain samples",
+            WIDTH,
+        ),
+    ]
+    parts = [
+        "\n".join(
+            [
+                *head,
+                *_bullets("Why", result.verdict.reasons),
+                *_bullets("What would settle it", result.verdict.to_settle),
+            ]
+        )
+    ]
+    parts += [
+        "\n".join([*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *_lines(rows, label_width)])
+        for title, rows in blocks
+        if rows
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -407,10 +441,22 @@ def _draw_search(result: AuditResult) -> bytes:
         legend.append(Line2D([], [], color=_GREY, linewidth=0.8, label="held-out controls: fits"))
     for style, label in (("-", "$t_{50}$"), ("--", "$t'_\\alpha$"), (":", "$t'$")):
         legend += axes.plot([], [], style, color=_DARK, linewidth=1.1, label=label)
-    legend.append(axes.axhline(1 / result.num_train, color=_DARK, linestyle="-.", linewidth=0.9, zorder=1,
-                               label=f"1/N = {_small(1 / result.num_train)}"))
-    axes.set(xlabel="time t that the target is noised to", ylabel="rate of return $q_M(t)$", ylim=(-0.03, 1.03),
-             xlim=(0, max(target.curve.t[-1] for target in result.targets) * 1.02))
+    legend.append(
+        axes.axhline(
+            1 / result.num_train,
+            color=_DARK,
+            linestyle="-.",
+            linewidth=0.9,
+            zorder=1,
+            label=f"1/N = {_small(1 / result.num_train)}",
+        )
+    )
+    axes.set(
+        xlabel="time t that the target is noised to",
+        ylabel="rate of return $q_M(t)$",
+        ylim=(-0.03, 1.03),
+        xlim=(0, max(target.curve.t[-1] for target in result.targets) * 1.02),
+    )
     # Outside, because the curve may pass anywhere.
     figure.legend(handles=legend, loc="outside upper center", ncols=3)
     return _png(figure)
@@ -419,8 +465,9 @@ def _draw_search(result: AuditResult) -> bytes:
 def _draw_ranking(result: AuditResult) -> bytes:
     """t50 of members among those of the controls, equal values stacked."""
     members = _members(result)
-    drawn = [(target.t50_rank, _GREY, f"held-out controls (H = {len(_controls(result))})")
-             for target in _controls(result)]
+    drawn = [
+        (target.t50_rank, _GREY, f"held-out controls (H = {len(_controls(result))})") for target in _controls(result)
+    ]
     drawn += [(member.t50_rank, _colour(i), f"member {test.row}") for i, (member, test) in enumerate(members)]
     drawn = [entry for entry in drawn if math.isfinite(entry[0])]
     last = min(_rank_last(result, member) for member, _ in members)
@@ -429,10 +476,22 @@ def _draw_ranking(result: AuditResult) -> bytes:
     for value, colour, label in drawn:
         place = round(45 * value / last)
         heights[place] = height = heights.get(place, -1) + 1
-        axes.plot(value, height, ">" if value >= last else "o", color=colour, markersize=9, label=label,
-                  markeredgecolor="white", clip_on=False)
-    axes.set(xlabel="$t_{50}$ by the chains that members and controls share", yticks=[], xlim=(0, last * 1.02),
-             ylim=(-0.8, max(heights.values(), default=0) + 1))
+        axes.plot(
+            value,
+            height,
+            ">" if value >= last else "o",
+            color=colour,
+            markersize=9,
+            label=label,
+            markeredgecolor="white",
+            clip_on=False,
+        )
+    axes.set(
+        xlabel="$t_{50}$ by the chains that members and controls share",
+        yticks=[],
+        xlim=(0, last * 1.02),
+        ylim=(-0.8, max(heights.values(), default=0) + 1),
+    )
     axes.spines["left"].set_visible(False)
     unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles=list(unique.values()), labels=list(unique), loc="outside upper center", ncols=3)
@@ -472,7 +531,7 @@ def _tile(image: np.ndarray, colour: str | None) -> np.ndarray:
     framed = np.pad(large, ((4, 4), (4, 4), (0, 0)), constant_values=255)
     if colour is not None:
         mask = np.pad(np.zeros(large.shape[:2], bool), 3, constant_values=True)
-        framed[1:-1, 1:-1][mask] = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+        framed[1:-1, 1:-1][mask] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return framed
 
 
@@ -517,9 +576,7 @@ def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes
 _PICTURES = ("targets", "hits", "samples", "train")
 
 
-def draw_figures(
-    result: AuditResult, images: ReportImages, loss: LossCurve, *, show_members: bool
-) -> dict[str, bytes]:
+def draw_figures(result: AuditResult, images: ReportImages, loss: LossCurve, *, show_members: bool) -> dict[str, bytes]:
     """Draws all figures of the report; equal arguments give equal bytes.
 
     Args:
@@ -594,29 +651,36 @@ figcaption { margin-top: .4rem; max-width: 40rem; }
 _T, _T_PRIME, _T_ALPHA, _T50 = "<i>t</i>", "<i>t</i>′", "<i>t</i>′<sub>α</sub>", "<i>t</i><sub>50</sub>"
 _QM, _Q, _CP, _CID = "<i>q<sub>M</sub></i>(<i>t</i>)", "|<i>q</i>|", "<i>c<sub>p</sub></i>", "<i>c</i><sub>id</sub>"
 # Longest first; what is replaced has been escaped.
-_SYMBOLS = {"t&#x27;_alpha": _T_ALPHA, "t&#x27;": _T_PRIME, "t50": _T50, "c_id+": _CID + "⁺", "c_p+": _CP + "⁺",
-            "|q|": _Q, "+-": "±"}
+_SYMBOLS = {
+    "t&#x27;_alpha": _T_ALPHA,
+    "t&#x27;": _T_PRIME,
+    "t50": _T50,
+    "c_id+": _CID + "⁺",
+    "c_p+": _CP + "⁺",
+    "|q|": _Q,
+    "+-": "±",
+}
 
 _GLOSSARY = {
     "target": "A training image with a fingerprint. A <em>member</em> was trained on; a <em>held-out control</em> was "
-              "marked in the same way and drawn from the same pool, but never trained on.",
+    "marked in the same way and drawn from the same pool, but never trained on.",
     "fingerprint": "The mark: a grey disc at a random place inside the image.",
     _T: "Time of the diffusion: 0 is the image, 1 is noise. Log-SNR is the same in terms that compare across SDEs.",
     _QM: f"Of <i>M</i> chains that start at the target, noised to {_T}, the fraction that is detected as the target "
-         "after denoising.",
+    "after denoising.",
     _T_PRIME: f"The largest {_T} with a detection (the paper's measure, arXiv:2306.01363). It grows with the number of "
-              "chains and levels, even where detections are chance.",
+    "chains and levels, even where detections are chance.",
     _T_ALPHA: f"The largest {_T} such that here and at all lower times the rate is shown to exceed the floor, the "
-              "larger of 1/<i>N</i> and the limit of the false-hit rate.",
+    "larger of 1/<i>N</i> and the limit of the false-hit rate.",
     _T50: f"The {_T} at which {_QM} falls below one half. Any good denoiser returns an image from little noise, so it "
-          "tells something only beside that of held-out controls.",
+    "tells something only beside that of held-out controls.",
     _CP: f"The fingerprint classifier: does the image carry a disc? {_CP}⁺ counts the samples where it says so.",
     _CID: f"The identity classifier: is it this target? {_CID}⁺ counts the samples where it says so.",
     _Q: "Plain samples that both classifiers accept, that is, counted reproductions of the target.",
     "<i>n</i>, <i>N</i>": f"Plain samples drawn, and training images. A perfect memoriser reproduces each image at "
-                          f"the rate 1/<i>N</i>, so E{_Q} = <i>n</i>/<i>N</i>.",
+    f"the rate 1/<i>N</i>, so E{_Q} = <i>n</i>/<i>N</i>.",
     "bits/dim": "Negative log-likelihood (NLL) for each pixel and channel; fewer means that the model finds the image "
-                "likelier.",
+    "likelier.",
 }
 
 
@@ -635,15 +699,19 @@ def _symbols(label: str) -> str:
 def _table(rows: Iterable[Iterable[str]], heads: Sequence[str] = ()) -> str:
     """A table of HTML whose first column labels the rows."""
     cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
-    body = "".join(f'<tr><th scope="row">{label}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>\n'
-                   for label, *values in rows)
+    body = "".join(
+        f'<tr><th scope="row">{label}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>\n'
+        for label, *values in rows
+    )
     return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def _shown(rows: Rows) -> Rows:
     """Rows of text as HTML."""
-    return [(_symbols(label), *(_escape(value).replace("+-", "±").replace("&gt;= ", "≥ ") for value in values))
-            for label, *values in rows]
+    return [
+        (_symbols(label), *(_escape(value).replace("+-", "±").replace("&gt;= ", "≥ ") for value in values))
+        for label, *values in rows
+    ]
 
 
 def _list(items: Iterable[str]) -> str:
@@ -656,8 +724,10 @@ def _image(figures: dict[str, bytes], name: str, alt: str, caption: str) -> str:
         return ""
     kind = "pictures" if name in _PICTURES else "chart"
     data = base64.b64encode(figures[name]).decode()
-    return (f'<figure class="{kind}"><img alt="{_escape(alt)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>\n")
+    return (
+        f'<figure class="{kind}"><img alt="{_escape(alt)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>\n"
+    )
 
 
 def _answer(result: AuditResult) -> str:
@@ -673,38 +743,51 @@ def _answer(result: AuditResult) -> str:
     )
     counted = f"{_counts(test.rate.hits for test in result.tests)} of {n:,} images drawn from it ({sampler})"
     rate = max(test.detectable_rate for test in result.tests)
-    power = f"A reproduction rate of {_small(rate)} or more would have been noticed with a probability of 80 %." \
-        if math.isfinite(rate) else "Too few images were drawn to notice any rate of reproduction reliably."
+    power = (
+        f"A reproduction rate of {_small(rate)} or more would have been noticed with a probability of 80 %."
+        if math.isfinite(rate)
+        else "Too few images were drawn to notice any rate of reproduction reliably."
+    )
     verdict, kinds, found = result.verdict.verdict, result.verdict.kinds, []
     if REPRODUCED in kinds:
-        found.append(f"Yes. {counted} were recognised as the marked training {image}, more than the detectors' false "
-                     "alarms explain.")
+        found.append(
+            f"Yes. {counted} were recognised as the marked training {image}, more than the detectors' false "
+            "alarms explain."
+        )
     if MEMORISED in kinds:
-        found.append(f"The model gives away that it was trained on {'the' if k == 1 else 'a'} marked image: buried in "
-                     "noise and denoised again, it comes back from more noise than equal images never trained on.")
+        found.append(
+            f"The model gives away that it was trained on {'the' if k == 1 else 'a'} marked image: buried in "
+            "noise and denoised again, it comes back from more noise than equal images never trained on."
+        )
         if REPRODUCED not in kinds:
             found.append(f"That sampling reproduces it was not shown: {counted} were recognised as it.")
     if verdict == NONE_FOUND:
-        found.append(f"No reproduction was found: {counted} were recognised as the marked {image}, no more than false "
-                     f"alarms explain. {power}")
+        found.append(
+            f"No reproduction was found: {counted} were recognised as the marked {image}, no more than false "
+            f"alarms explain. {power}"
+        )
     if verdict == INCONCLUSIVE:
-        found.append(f"The audit cannot say. {counted} were recognised as the marked {image}, which shows no leak, but "
-                     f"it could have missed one. {power}")
+        found.append(
+            f"The audit cannot say. {counted} were recognised as the marked {image}, which shows no leak, but "
+            f"it could have missed one. {power}"
+        )
     return f"<p>{asked} <strong>Found:</strong> {' '.join(found)}</p>\n"
 
 
 def _limits(result: AuditResult) -> str:
     k, lower = len(result.tests), _fixed(result.detector.sensitivity_lower, 2)
-    return "<p><strong>What this does not mean:</strong></p>\n" + _list([
-        f"{'One target' if k == 1 else f'{k} targets'} drawn at random cannot speak for every training image: rare or "
-        "repeated ones may be more exposed.",
-        "The fingerprint is synthetic; marks that real images carry may be learned better or worse.",
-        f"These detectors judged. They are shown to recognise a fraction of at least {lower} of the reproductions, and "
-        "other eyes may recognise other traces.",
-        f"This sampler drew ({_escape(_sampler(result))}). Another one, or one steered towards the image, may draw it "
-        "more often.",
-        "A “none found” would be no proof of anonymity; a leak says nothing about how often other images leak.",
-    ])
+    return "<p><strong>What this does not mean:</strong></p>\n" + _list(
+        [
+            f"{'One target' if k == 1 else f'{k} targets'} drawn at random cannot speak for every training image: rare or "
+            "repeated ones may be more exposed.",
+            "The fingerprint is synthetic; marks that real images carry may be learned better or worse.",
+            f"These detectors judged. They are shown to recognise a fraction of at least {lower} of the reproductions, and "
+            "other eyes may recognise other traces.",
+            f"This sampler drew ({_escape(_sampler(result))}). Another one, or one steered towards the image, may draw it "
+            "more often.",
+            "A “none found” would be no proof of anonymity; a leak says nothing about how often other images leak.",
+        ]
+    )
 
 
 def _verdict(result: AuditResult) -> str:
@@ -712,9 +795,12 @@ def _verdict(result: AuditResult) -> str:
     settle = result.verdict.to_settle
     return (
         f'<section id="verdict" class="verdict {kind}">\n<p class="word">{_escape(_headline(result))}</p>\n'
-        + _answer(result) + "<p><strong>Why:</strong></p>\n" + _list(map(_escape, result.verdict.reasons))
+        + _answer(result)
+        + "<p><strong>Why:</strong></p>\n"
+        + _list(map(_escape, result.verdict.reasons))
         + ("<p><strong>What would settle it:</strong></p>\n" + _list(map(_escape, settle)) if settle else "")
-        + _limits(result) + "</section>\n"
+        + _limits(result)
+        + "</section>\n"
     )
 
 
@@ -725,19 +811,28 @@ def _heads(result: AuditResult, first: str) -> list[str]:
 
 def _evidence(result: AuditResult) -> str:
     wanted = {
-        _count_cells: ("samples detected as the target, |q|", "rate of reproduction",
-                       "expected of a memoriser, E|q| = n/N", "leak test (H1: more than false hits)",
-                       "rate seen with a power of 80 %"),
+        _count_cells: (
+            "samples detected as the target, |q|",
+            "rate of reproduction",
+            "expected of a memoriser, E|q| = n/N",
+            "leak test (H1: more than false hits)",
+            "rate seen with a power of 80 %",
+        ),
         _search_cells: ("t50 (half the chains return)", "t50 of the held-out controls", "rank test of t50"),
         _likelihood_cells: ("its rank among held-out images",),
     }
     rows = [row for cells, labels in wanted.items() for row in _table_of(result, cells) if row[0] in labels]
     rows = [("likelihood: " + label if label.startswith("its rank") else label, *rest) for label, *rest in rows]
     used = [row for row in _detector_rows(result) if "used" in row[0]]
-    source = f"Samples, rates and times belong to the sampler ({_sampler(result)}), the likelihood to the " \
-             f"{_density(result)}."
-    return (_table(_shown(rows), _heads(result, "Evidence")) + _table(_shown(used), ["Detectors", "Finding"])
-            + f'<p class="soft">{_escape(source)}</p>\n')
+    source = (
+        f"Samples, rates and times belong to the sampler ({_sampler(result)}), the likelihood to the "
+        f"{_density(result)}."
+    )
+    return (
+        _table(_shown(rows), _heads(result, "Evidence"))
+        + _table(_shown(used), ["Detectors", "Finding"])
+        + f'<p class="soft">{_escape(source)}</p>\n'
+    )
 
 
 def _search_section(result: AuditResult, figures: dict[str, bytes]) -> str:
@@ -746,16 +841,24 @@ def _search_section(result: AuditResult, figures: dict[str, bytes]) -> str:
     return (
         f"<p>Each target is noised to a time {_T} and denoised again, many times. How often it comes back as the "
         f"target is {_QM}. Probabilities are those of the sampler: {_escape(_sampler(result))}.</p>\n"
-        + _image(figures, "search", f"Rate of return q_M(t) against time t. {' '.join(curve)}",
-                 f"Rate of return of the member with exact intervals ({_percent(result.settings.confidence)}) and its "
-                 "non-increasing fit; fits of the held-out controls in grey. A line at 0 is left out, and where "
-                 f"{_T_PRIME} and {_T_ALPHA} agree, one hides the other.")
-        + _image(figures, "ranking", f"t50 of members and controls on one axis. {controls} {rank}",
-                 f"{_T50} of the member among the held-out controls, by the chains that all share. A triangle means "
-                 "“this or later”.")
+        + _image(
+            figures,
+            "search",
+            f"Rate of return q_M(t) against time t. {' '.join(curve)}",
+            f"Rate of return of the member with exact intervals ({_percent(result.settings.confidence)}) and its "
+            "non-increasing fit; fits of the held-out controls in grey. A line at 0 is left out, and where "
+            f"{_T_PRIME} and {_T_ALPHA} agree, one hides the other.",
+        )
+        + _image(
+            figures,
+            "ranking",
+            f"t50 of members and controls on one axis. {controls} {rank}",
+            f"{_T50} of the member among the held-out controls, by the chains that all share. A triangle means "
+            "“this or later”.",
+        )
         + _table(_shown(rows), _heads(result, "Measure"))
         + f'<p class="soft">{_T_PRIME} grows with the number of chains and levels, so its value alone says little. '
-          f"{_T50} does not, but every good denoiser has one: what counts is how it compares with the controls.</p>\n"
+        f"{_T50} does not, but every good denoiser has one: what counts is how it compares with the controls.</p>\n"
     )
 
 
@@ -766,7 +869,7 @@ def _counting_section(result: AuditResult) -> str:
         "for reproductions that the detectors miss.</p>\n"
         + _table(_shown(_table_of(result, _count_cells)), _heads(result, "Measure"))
         + '<p class="soft">The paper’s test asks whether there are fewer reproductions than a perfect memoriser makes. '
-          "It can do so with reproductions among the samples and is no test of safety.</p>\n"
+        "It can do so with reproductions among the samples and is no test of safety.</p>\n"
     )
 
 
@@ -786,31 +889,57 @@ def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
         f"<p>The density belongs to the {_escape(_density(result))}, not to the sampler that was searched and counted "
         "above; with a learned score the two differ, and the numbers are not to be compared. Its size depends on "
         f"<i>t</i><sub>min</sub>.</p>\n"
-        + _image(figures, "likelihood", f"Bits per dimension by group. {members}; {means}.",
-                 "NLL of single images (ticks) by group, each group’s mean, and the members (lines).")
+        + _image(
+            figures,
+            "likelihood",
+            f"Bits per dimension by group. {members}; {means}.",
+            "NLL of single images (ticks) by group, each group’s mean, and the members (lines).",
+        )
         + _table(_shown(_table_of(result, _likelihood_cells)), _heads(result, "Measure"))
-        + (_table(_shown([_group(group) for group in result.nll]), ["Group", "NLL in bits/dim"]) if result.nll else
-           "<p>No likelihoods were computed.</p>\n")
+        + (
+            _table(_shown([_group(group) for group in result.nll]), ["Group", "NLL in bits/dim"])
+            if result.nll
+            else "<p>No likelihoods were computed.</p>\n"
+        )
     )
 
 
 def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_members: bool) -> str:
     if not show_members:
-        return ("<p>Pictures were left out: targets, originals, training images, samples and detected samples can all "
-                "show training images.</p>\n")
+        return (
+            "<p>Pictures were left out: targets, originals, training images, samples and detected samples can all "
+            "show training images.</p>\n"
+        )
     k = len(result.tests)
     frame = "in the coloured frame" if k == 1 else "in coloured frames"
     return (
         "<h3>Targets and their originals</h3>\n"
-        + _image(figures, "targets", f"{k} member and {len(_controls(result))} held-out targets above their originals.",
-                 f"Targets with their fingerprints, beneath each its original. Members {frame} come first.")
+        + _image(
+            figures,
+            "targets",
+            f"{k} member and {len(_controls(result))} held-out targets above their originals.",
+            f"Targets with their fingerprints, beneath each its original. Members {frame} come first.",
+        )
         + "<h3>Samples detected as a member</h3>\n"
-        + (_image(figures, "hits", "Member targets, each above a sample that was detected as it.",
-                  f"The target, beneath it the sample that was detected as it (at most {_MAX_TILES}).")
-           or "<p>None.</p>\n")
+        + (
+            _image(
+                figures,
+                "hits",
+                "Member targets, each above a sample that was detected as it.",
+                f"The target, beneath it the sample that was detected as it (at most {_MAX_TILES}).",
+            )
+            or "<p>None.</p>\n"
+        )
         + "<h3>Plain samples</h3>\n"
-        + (_image(figures, "samples", "Images drawn from the model.", f"Drawn from the model, as they came "
-                  f"({_escape(_sampler(result))}).") or "<p>None kept.</p>\n")
+        + (
+            _image(
+                figures,
+                "samples",
+                "Images drawn from the model.",
+                f"Drawn from the model, as they came ({_escape(_sampler(result))}).",
+            )
+            or "<p>None kept.</p>\n"
+        )
         + "<h3>Training images</h3>\n"
         + (_image(figures, "train", "Images of the training set.", "From the training set.") or "<p>None kept.</p>\n")
     )
@@ -848,25 +977,32 @@ def _method_section(result: AuditResult) -> str:
         ("confidence of intervals", _percent(result.settings.confidence)),
     ]
     return (
-        _table(_shown(method)) + "<h3>Settings of the verdict</h3>\n" + _table(_shown(settings))
+        _table(_shown(method))
+        + "<h3>Settings of the verdict</h3>\n"
+        + _table(_shown(settings))
         + "<p>The verdict is <em>leak</em> if the leak test (reproduced) or the rank test (memorised) rejects; "
-          "<em>none found</em> if neither does, the detectors are sensitive enough and a rate of 1/<i>N</i> would have "
-          "been seen with a power of 80 %; else <em>inconclusive</em>.</p>\n"
-        + ("<h3>Provenance</h3>\n" + _table([map(_escape, row) for row in _flat(result.provenance)])
-           if result.provenance else "")
+        "<em>none found</em> if neither does, the detectors are sensitive enough and a rate of 1/<i>N</i> would have "
+        "been seen with a power of 80 %; else <em>inconclusive</em>.</p>\n"
+        + (
+            "<h3>Provenance</h3>\n" + _table([map(_escape, row) for row in _flat(result.provenance)])
+            if result.provenance
+            else ""
+        )
     )
 
 
-_THREAT = _list([
-    "<strong>Access:</strong> the attacker has the published model, weights included, and draws any number of samples; "
-    "the training data stay private.",
-    "<strong>Knowledge:</strong> the attacker knows the fingerprint, so that a reproduced image identifies its person.",
-    "<strong>Success:</strong> a sample is recognised as the target by both detectors.",
-    "<strong>The auditor</strong> knows more than the attacker, namely the target itself, and uses it for the search "
-    "and the likelihood. What only the auditor can see shows memorisation, not yet an attack.",
-    "<strong>Not covered:</strong> images near the target that the detectors reject, attributes of persons, models "
-    "trained on conditions or texts, and changes of the model after publication.",
-])
+_THREAT = _list(
+    [
+        "<strong>Access:</strong> the attacker has the published model, weights included, and draws any number of samples; "
+        "the training data stay private.",
+        "<strong>Knowledge:</strong> the attacker knows the fingerprint, so that a reproduced image identifies its person.",
+        "<strong>Success:</strong> a sample is recognised as the target by both detectors.",
+        "<strong>The auditor</strong> knows more than the attacker, namely the target itself, and uses it for the search "
+        "and the likelihood. What only the auditor can see shows memorisation, not yet an attack.",
+        "<strong>Not covered:</strong> images near the target that the detectors reject, attributes of persons, models "
+        "trained on conditions or texts, and changes of the model after publication.",
+    ]
+)
 
 
 def to_html(result: AuditResult, figures: dict[str, bytes], *, show_members: bool) -> str:
@@ -884,16 +1020,20 @@ def to_html(result: AuditResult, figures: dict[str, bytes], *, show_members: boo
         "Detectors": _detectors_section(result),
         "Likelihood": _likelihood_section(result, figures),
         "Pictures": _pictures_section(result, figures, show_members),
-        "Training": _image(figures, "training", "Loss of the score network against the training step.",
-                           "Loss of the score network.") or "<p>No loss was logged.</p>\n",
+        "Training": _image(
+            figures, "training", "Loss of the score network against the training step.", "Loss of the score network."
+        )
+        or "<p>No loss was logged.</p>\n",
         "Method and settings": _method_section(result),
         "Threat model": _THREAT,
         "Glossary": _table(list(_GLOSSARY.items())),
     }
     anchors = {title: title.lower().replace(" ", "-") for title in sections}
     contents = _list(f'<a href="#{anchor}">{title}</a>' for title, anchor in anchors.items())
-    body = "".join(f'<section id="{anchors[title]}">\n<h2>{title}</h2>\n{content}</section>\n'
-                   for title, content in sections.items())
+    body = "".join(
+        f'<section id="{anchors[title]}">\n<h2>{title}</h2>\n{content}</section>\n'
+        for title, content in sections.items()
+    )
     name = _escape(result.name)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

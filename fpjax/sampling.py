@@ -49,8 +49,13 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         one_of("sampler.name", self.name, SAMPLERS)
-        check(self.num_levels >= 2, "sampler.num_levels", got=self.num_levels, expected="an integer of at least 2",
-              fix="use 1000, or 100 with the ancestral sampler")
+        check(
+            self.num_levels >= 2,
+            "sampler.num_levels",
+            got=self.num_levels,
+            expected="an integer of at least 2",
+            fix="use 1000, or 100 with the ancestral sampler",
+        )
         in_range("sampler.t_min", self.t_min, 1e-7, 0.5)
 
 

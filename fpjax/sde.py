@@ -46,8 +46,13 @@ class SubVP:
 
     def __post_init__(self) -> None:
         positive("sde.beta_min", self.beta_min)
-        check(self.beta_max >= self.beta_min, "sde.beta_max", got=self.beta_max, expected=f"at least {self.beta_min}",
-              fix="use the defaults 0.1 and 20")
+        check(
+            self.beta_max >= self.beta_min,
+            "sde.beta_max",
+            got=self.beta_max,
+            expected=f"at least {self.beta_min}",
+            fix="use the defaults 0.1 and 20",
+        )
 
     def log_scale(self, t: Values) -> Values:
         """Logarithm of the factor that is left of x_0 at time t: -1/2 of beta's integral."""

@@ -41,8 +41,9 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for name in ("member_levels", "rank_levels", "rank_chains"):
             positive(f"search.{name}", getattr(self, name))
-        check(self.member_chains >= 0, "search.member_chains", got=self.member_chains, expected="0 or more",
-              fix="use 16")
+        check(
+            self.member_chains >= 0, "search.member_chains", got=self.member_chains, expected="0 or more", fix="use 16"
+        )
         in_range("search.rank_max_t", self.rank_max_t, 1e-3, 1.0)
 
 
@@ -75,24 +76,49 @@ def spaced_levels(num_levels: int, count: int, *, max_t: float = 1.0) -> np.ndar
 
 def search_work(settings: SearchSettings, num_levels: int, num_targets: int, num_members: int) -> Work:
     """All chains of a search; curve chains are numbered after the ranking chains, so no draw is shared."""
-    check(settings.member_levels <= num_levels, "search.member_levels", got=settings.member_levels,
-          expected=f"at most sampler.num_levels = {num_levels}", fix="lower it or raise sampler.num_levels")
-    check(settings.rank_levels <= num_levels, "search.rank_levels", got=settings.rank_levels,
-          expected=f"at most sampler.num_levels = {num_levels}", fix="lower it or raise sampler.num_levels")
+    check(
+        settings.member_levels <= num_levels,
+        "search.member_levels",
+        got=settings.member_levels,
+        expected=f"at most sampler.num_levels = {num_levels}",
+        fix="lower it or raise sampler.num_levels",
+    )
+    check(
+        settings.rank_levels <= num_levels,
+        "search.rank_levels",
+        got=settings.rank_levels,
+        expected=f"at most sampler.num_levels = {num_levels}",
+        fix="lower it or raise sampler.num_levels",
+    )
 
     def every(targets: int, levels: np.ndarray, chains: np.ndarray) -> Work:
         return make_work(*np.meshgrid(np.arange(targets), levels, chains, indexing="ij"))
 
-    rank = every(num_targets, spaced_levels(num_levels, settings.rank_levels, max_t=settings.rank_max_t),
-                 np.arange(settings.rank_chains))
-    curve = every(num_members, spaced_levels(num_levels, settings.member_levels),
-                  settings.rank_chains + np.arange(settings.member_chains))
+    rank = every(
+        num_targets,
+        spaced_levels(num_levels, settings.rank_levels, max_t=settings.rank_max_t),
+        np.arange(settings.rank_chains),
+    )
+    curve = every(
+        num_members,
+        spaced_levels(num_levels, settings.member_levels),
+        settings.rank_chains + np.arange(settings.member_chains),
+    )
     return concatenate_work([rank, curve])
 
 
 def search(
-    engine: Engine, params: Any, targets: np.ndarray, detect: Callable[[Images], tuple[jax.Array, jax.Array]],
-    settings: SearchSettings, *, num_members: int, threshold: float, key: Key, path: Path, log: MetricsLog,
+    engine: Engine,
+    params: Any,
+    targets: np.ndarray,
+    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
+    settings: SearchSettings,
+    *,
+    num_members: int,
+    threshold: float,
+    key: Key,
+    path: Path,
+    log: MetricsLog,
 ) -> SearchResult:
     """Runs all chains of the search and counts those that both classifiers call the target they started from.
 
@@ -113,8 +139,15 @@ def search(
         np.add.at(tally["counts"], (block.target, phase, block.level), np.stack(columns, axis=-1).astype(np.int64))
 
     tally = {"counts": np.zeros((len(targets), 2, num_levels + 1, 4), np.int64)}
-    state = run_saved(engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log,
-                      label="search")
+    state = run_saved(
+        engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="search"
+    )
     target, phase, level = np.nonzero(tally["counts"][..., 0])
-    return SearchResult(target, phase, level, *tally["counts"][target, phase, level].T,
-                        evaluations=state.num_useful, executed=state.num_executed)
+    return SearchResult(
+        target,
+        phase,
+        level,
+        *tally["counts"][target, phase, level].T,
+        evaluations=state.num_useful,
+        executed=state.num_executed,
+    )

@@ -100,8 +100,15 @@ def make_train_step(
 
 
 def fit(
-    loss_fn: LossFn, params: Any, data: np.ndarray, settings: TrainingSettings, *, key: Key,
-    checkpoints: Checkpoints, log: MetricsLog, label: str = "score",
+    loss_fn: LossFn,
+    params: Any,
+    data: np.ndarray,
+    settings: TrainingSettings,
+    *,
+    key: Key,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    label: str = "score",
 ) -> TrainState:
     """Trains to `settings.num_steps`, from the newest checkpoint if there is one.
 

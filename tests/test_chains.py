@@ -13,7 +13,13 @@ from scipy.stats import norm
 
 from fpjax.artifacts import MetricsLog
 from fpjax.chains import (
-    NO_TARGET, EngineSettings, concatenate_work, make_engine, make_work, run_chains, run_saved,
+    NO_TARGET,
+    EngineSettings,
+    concatenate_work,
+    make_engine,
+    make_work,
+    run_chains,
+    run_saved,
 )
 from fpjax.checks import RequestError, StageError
 from fpjax.sampling import SAMPLERS
@@ -28,8 +34,13 @@ SHAPE = (2, 2, 1)
 def gaussian_engine(sampler="ancestral", num_levels=20, *, slots=16, block_steps=7, devices=None, wrong=1.0):
     grid = time_grid(SDE, num_levels)
     score_fn = gaussian_score_fn(SDE, MEAN, STD, wrong=wrong)
-    return make_engine(lambda _: SAMPLERS[sampler](SDE, grid, score_fn), grid, SHAPE,
-                       EngineSettings(slots=slots, block_steps=block_steps), devices=devices)
+    return make_engine(
+        lambda _: SAMPLERS[sampler](SDE, grid, score_fn),
+        grid,
+        SHAPE,
+        EngineSettings(slots=slots, block_steps=block_steps),
+        devices=devices,
+    )
 
 
 def ends(engine, work, targets, key=0):
@@ -46,8 +57,13 @@ def ends(engine, work, targets, key=0):
 
 def mixed_work(num_levels):
     levels, chains = np.meshgrid(np.arange(1, num_levels + 1), np.arange(3), indexing="ij")
-    return concatenate_work([make_work(0, levels, chains), make_work(1, levels[::4], chains[::4]),
-                             make_work(NO_TARGET, num_levels, np.arange(5))])
+    return concatenate_work(
+        [
+            make_work(0, levels, chains),
+            make_work(1, levels[::4], chains[::4]),
+            make_work(NO_TARGET, num_levels, np.arange(5)),
+        ]
+    )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -89,8 +105,12 @@ def test_ancestral_is_exact_on_a_single_image_and_euler_is_not():
     for sampler in SAMPLERS:
         grid = time_grid(SDE, 50)
         score_fn = gaussian_score_fn(SDE, x, 0.0)
-        engine = make_engine(lambda _, s=sampler, g=grid, f=score_fn: SAMPLERS[s](SDE, g, f), grid, SHAPE,
-                             EngineSettings(slots=8, block_steps=50))
+        engine = make_engine(
+            lambda _, s=sampler, g=grid, f=score_fn: SAMPLERS[s](SDE, g, f),
+            grid,
+            SHAPE,
+            EngineSettings(slots=8, block_steps=50),
+        )
         found, _ = ends(engine, make_work(NO_TARGET, 50, np.arange(8)), np.zeros((1, *SHAPE), np.float32))
         errors[sampler] = 128 * np.sqrt(np.mean((np.stack(list(found.values())) - x) ** 2))
     assert errors["ancestral"] < 0.01  # grey levels
@@ -112,10 +132,13 @@ def test_t_prime_curve_is_the_closed_form_tail():
     assert np.abs(z).max() < 4.5
     assert np.count_nonzero(z) > 10
     # Shifted by one level the curve does not fit.
-    shifted = [norm.sf(b, *chain_end(SDE, engine.grid, "ancestral", MEAN, STD, max(level - 2, 1), x)) for level in (6, 7)]
+    shifted = [
+        norm.sf(b, *chain_end(SDE, engine.grid, "ancestral", MEAN, STD, max(level - 2, 1), x)) for level in (6, 7)
+    ]
     observed = [np.mean([found[0, level, c][0, 0, 0] > b for c in range(chains)]) for level in (6, 7)]
-    assert abs(observed[0] - shifted[0]) > 4.5 * np.sqrt(shifted[0] * (1 - shifted[0]) / chains) or \
-        abs(observed[1] - shifted[1]) > 4.5 * np.sqrt(shifted[1] * (1 - shifted[1]) / chains)
+    assert abs(observed[0] - shifted[0]) > 4.5 * np.sqrt(shifted[0] * (1 - shifted[0]) / chains) or abs(
+        observed[1] - shifted[1]
+    ) > 4.5 * np.sqrt(shifted[1] * (1 - shifted[1]) / chains)
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +189,9 @@ def test_images_do_not_depend_on_devices(reference, tmp_path):
     root = str(Path(__file__).resolve().parents[1])
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     # conftest is not loaded there, so the device count is this one.
-    subprocess.run([sys.executable, "-c", _EIGHT.format(root=root), tmp_path / "out.npz"], env=env, check=True,
-                   timeout=240)
+    subprocess.run(
+        [sys.executable, "-c", _EIGHT.format(root=root), tmp_path / "out.npz"], env=env, check=True, timeout=240
+    )
     with np.load(tmp_path / "out.npz") as out:
         assert len(out["items"]) == len(expected)
         for item, image in zip(out["items"], out["images"], strict=True):
@@ -178,8 +202,13 @@ def test_slots_are_kept_busy():
     """The paper's grid at full size: 1000 levels x 16 chains in 1024 slots, useful evaluations at least 0.98."""
     num_levels, chains = 1000, 16
     grid = time_grid(SDE, num_levels)
-    engine = make_engine(lambda _: SAMPLERS["ancestral"](SDE, grid, lambda x, t: -x), grid, (1, 1, 1),
-                         EngineSettings(slots=1024, block_steps=500), devices=jax.devices()[:1])
+    engine = make_engine(
+        lambda _: SAMPLERS["ancestral"](SDE, grid, lambda x, t: -x),
+        grid,
+        (1, 1, 1),
+        EngineSettings(slots=1024, block_steps=500),
+        devices=jax.devices()[:1],
+    )
     levels, index = np.meshgrid(np.arange(1, num_levels + 1), np.arange(chains), indexing="ij")
     work, finished, state = make_work(0, levels, index), 0, None
     for block in run_chains(engine, None, np.zeros((1, 1, 1, 1), np.float32), work, key=jax.random.key(0)):
@@ -226,8 +255,18 @@ def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop
             np.add.at(tally["chains"], block.level, 1)
 
         tally = {"sum": np.zeros(21), "chains": np.zeros(21, np.int64)}
-        state = run_saved(engine, None, targets, work, key=jax.random.key(3), tally=tally, consume=consume, path=path,
-                          log=log, label="test")
+        state = run_saved(
+            engine,
+            None,
+            targets,
+            work,
+            key=jax.random.key(3),
+            tally=tally,
+            consume=consume,
+            path=path,
+            log=log,
+            label="test",
+        )
         return tally, state.num_useful, len(blocks)
 
     expected, useful, all_blocks = go(tmp_path / "whole.npz", None)
@@ -252,8 +291,18 @@ def test_a_state_of_other_work_is_not_taken_up(tmp_path, monkeypatch):
         def consume(block, tally):
             tally["n"] += len(block.rows)
 
-        run_saved(engine, None, targets, make_work(0, 5, np.arange(chains)), key=jax.random.key(0), tally=tally,
-                  consume=consume, path=tmp_path / "s.npz", log=log, label="test")
+        run_saved(
+            engine,
+            None,
+            targets,
+            make_work(0, 5, np.arange(chains)),
+            key=jax.random.key(0),
+            tally=tally,
+            consume=consume,
+            path=tmp_path / "s.npz",
+            log=log,
+            label="test",
+        )
         done.append(int(tally["n"][0]))
     assert done == [30, 31]
 
@@ -269,10 +318,16 @@ def test_a_non_finite_chain_stops_and_is_named():
         ends(engine, make_work(0, [3, 9], 0), np.zeros((1, *SHAPE), np.float32))
 
 
-@pytest.mark.parametrize(("work", "message"), [
-    (make_work(0, 21, 0), "levels"), (make_work(0, 0, 0), "levels"), (make_work(2, 5, 0), "targets"),
-    (make_work(NO_TARGET, 5, 0), "plain samples"), (make_work(0, np.zeros(0, int), 0), "no chains"),
-])
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (make_work(0, 21, 0), "levels"),
+        (make_work(0, 0, 0), "levels"),
+        (make_work(2, 5, 0), "targets"),
+        (make_work(NO_TARGET, 5, 0), "plain samples"),
+        (make_work(0, np.zeros(0, int), 0), "no chains"),
+    ],
+)
 def test_bad_work_is_refused(work, message):
     with pytest.raises(RequestError, match=message):
         ends(gaussian_engine(), work, np.zeros((1, *SHAPE), np.float32))

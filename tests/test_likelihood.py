@@ -70,12 +70,14 @@ def test_images_that_do_not_converge_are_reported_not_averaged(tmp_path):
 
     images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 1), dtype=np.uint8)
     common = {"key": jax.random.key(0), "dequantized": True, "log": MetricsLog(tmp_path / "m.jsonl")}
-    few = log_likelihoods(make, None, SDE, images, OdeSettings(max_steps=3), batch_size=2, path=tmp_path / "a.npz",
-                          **common)
+    few = log_likelihoods(
+        make, None, SDE, images, OdeSettings(max_steps=3), batch_size=2, path=tmp_path / "a.npz", **common
+    )
     assert not few["converged"].any()
     whole = log_likelihoods(make, None, SDE, images, OdeSettings(), batch_size=5, path=tmp_path / "b.npz", **common)
     parts = log_likelihoods(make, None, SDE, images, OdeSettings(), batch_size=2, path=tmp_path / "c.npz", **common)
-    assert whole["converged"].all() and len(parts["nats"]) == 5
+    assert whole["converged"].all()
+    assert len(parts["nats"]) == 5
     np.testing.assert_allclose(whole["nats"], parts["nats"], rtol=1e-4)  # whatever the batch
     # A run that finds its own file goes on from it, and ends with the same.
     with np.load(tmp_path / "c.npz") as file:
@@ -85,11 +87,18 @@ def test_images_that_do_not_converge_are_reported_not_averaged(tmp_path):
     np.testing.assert_array_equal(again["nats"], parts["nats"])
 
 
-@pytest.mark.parametrize("wrong", [
-    lambda: OdeSettings(solver="rk9"), lambda: OdeSettings(rtol=0.0), lambda: OdeSettings(atol=-1e-5),
-    lambda: OdeSettings(t_min=0.0), lambda: OdeSettings(max_steps=0), lambda: OdeSettings(num_probes=-1),
-    lambda: NllSettings(batch_size=0),
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: OdeSettings(solver="rk9"),
+        lambda: OdeSettings(rtol=0.0),
+        lambda: OdeSettings(atol=-1e-5),
+        lambda: OdeSettings(t_min=0.0),
+        lambda: OdeSettings(max_steps=0),
+        lambda: OdeSettings(num_probes=-1),
+        lambda: NllSettings(batch_size=0),
+    ],
+)
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(RequestError, match="got .*expected .*fix"):
         wrong()

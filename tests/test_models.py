@@ -37,7 +37,9 @@ def test_resnet50_has_25557032_parameters():
 
 def test_unet_attends_where_it_is_told_and_drops_out_only_in_training():
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([10.0, 500.0])
-    settings = UNetSettings(channels=(8, 16), attention=(True, False), layers_per_block=1, norm_num_groups=4, dropout=0.5)
+    settings = UNetSettings(
+        channels=(8, 16), attention=(True, False), layers_per_block=1, norm_num_groups=4, dropout=0.5
+    )
     model = UNet(settings)
     params = jit_once(model.init)(jax.random.key(1), x, t)["params"]
     names = {name for name in params if "attn" in name}
@@ -48,7 +50,7 @@ def test_unet_attends_where_it_is_told_and_drops_out_only_in_training():
     run = jit_once(lambda key: model.apply({"params": params}, x, t, train=True, rngs={"dropout": key}))
     dropped = [run(jax.random.key(i)) for i in (0, 1)]
     assert not np.allclose(dropped[0], dropped[1])
-    assert once.shape == x.shape and once.dtype == jnp.float32
+    assert (once.shape, once.dtype) == (x.shape, jnp.float32)
 
 
 def test_unet_rows_do_not_mix_and_time_matters():
@@ -96,15 +98,18 @@ def test_resnet_heads_stems_and_batch_statistics():
         assert not np.allclose(before, after)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (lambda: UNetSettings(channels=(8, 12), attention=(False, False)), "model.channels"),
-    (lambda: UNetSettings(attention=(True,)), "model.attention"),
-    (lambda: UNetSettings(dtype="float16"), "model.dtype"),
-    (lambda: UNetSettings(dropout=1.0), "model.dropout"),
-    (lambda: ResNetSettings(stages=(0,)), "resnet.stages"),
-    (lambda: ResNetSettings(stem="big"), "resnet.stem"),
-    (lambda: unet_shapes(TINY, (1, 7, 8, 1)), "image side"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: UNetSettings(channels=(8, 12), attention=(False, False)), "model.channels"),
+        (lambda: UNetSettings(attention=(True,)), "model.attention"),
+        (lambda: UNetSettings(dtype="float16"), "model.dtype"),
+        (lambda: UNetSettings(dropout=1.0), "model.dropout"),
+        (lambda: ResNetSettings(stages=(0,)), "resnet.stages"),
+        (lambda: ResNetSettings(stem="big"), "resnet.stem"),
+        (lambda: unet_shapes(TINY, (1, 7, 8, 1)), "image side"),
+    ],
+)
 def test_bad_settings_are_refused(wrong, message):
     with pytest.raises(RequestError, match=message):
         wrong()

@@ -30,8 +30,10 @@ def test_score_is_the_gradient_of_the_log_density(small):
     direction = rng.standard_normal(x.shape)
     score = np.asarray(empirical_score_fn(SDE, jnp.asarray(images), width=width)(jnp.asarray(x), jnp.asarray(t)))
     h = 1e-4
-    slope = (empirical_log_density(SDE, images, x + h * direction, t=t, width=width)
-             - empirical_log_density(SDE, images, x - h * direction, t=t, width=width)) / (2 * h)
+    slope = (
+        empirical_log_density(SDE, images, x + h * direction, t=t, width=width)
+        - empirical_log_density(SDE, images, x - h * direction, t=t, width=width)
+    ) / (2 * h)
     np.testing.assert_allclose(np.sum(score * direction), slope, rtol=2e-3)
 
 
@@ -39,8 +41,12 @@ def test_return_curve_and_plain_samples_follow_the_closed_forms(small):
     """Chains from one image return with the mean posterior weight; plain chains end at each image alike."""
     row, chains, samples, num_levels = 7, 300, 2000, 200
     grid = time_grid(SDE, num_levels)
-    engine = make_engine(lambda images: SAMPLERS["ancestral"](SDE, grid, empirical_score_fn(SDE, images)), grid,
-                         small.shape[1:], EngineSettings(slots=256, block_steps=100))
+    engine = make_engine(
+        lambda images: SAMPLERS["ancestral"](SDE, grid, empirical_score_fn(SDE, images)),
+        grid,
+        small.shape[1:],
+        EngineSettings(slots=256, block_steps=100),
+    )
     levels = [20, 50, 60, 66, 72, 80, 90, 110]
     level, chain = np.meshgrid(levels, np.arange(chains), indexing="ij")
     work = concatenate_work([make_work(0, level, chain), make_work(NO_TARGET, num_levels, np.arange(samples))])
@@ -74,8 +80,13 @@ def test_return_curve_and_plain_samples_follow_the_closed_forms(small):
 def test_chains_of_full_size_images_stay_finite(real_images):
     """Posterior logits reach 1e10 at level 1; compiled code may round them differently in two places."""
     images, grid = jnp.asarray(real_images[:24]), time_grid(SDE, 50)
-    engine = make_engine(lambda images: SAMPLERS["ancestral"](SDE, grid, empirical_score_fn(SDE, images)), grid,
-                         images.shape[1:], EngineSettings(slots=64, block_steps=50), devices=jax.devices()[:1])
+    engine = make_engine(
+        lambda images: SAMPLERS["ancestral"](SDE, grid, empirical_score_fn(SDE, images)),
+        grid,
+        images.shape[1:],
+        EngineSettings(slots=64, block_steps=50),
+        devices=jax.devices()[:1],
+    )
     work = make_work(NO_TARGET, 50, np.arange(64))
     finished = [len(b.rows) for b in run_chains(engine, images, images[:1], work, key=jax.random.key(0))]
     assert sum(finished) == 64
@@ -93,11 +104,16 @@ def test_likelihood_is_the_density_of_the_mixture(small, row):
         scale, std = SDE.marginal(1.0)
         variance = scale**2 * width**2 + std**2
         squares = jnp.sum((x - scale * images) ** 2, axis=(1, 2, 3))
-        return logsumexp(-0.5 * squares / variance) - 0.5 * x.size * jnp.log(2 * jnp.pi * variance) - np.log(len(images))
+        return (
+            logsumexp(-0.5 * squares / variance) - 0.5 * x.size * jnp.log(2 * jnp.pi * variance) - np.log(len(images))
+        )
 
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(lambda x: log_likelihood(
-            SDE, score_fn, x, key=jax.random.key(0), settings=settings, terminal_logp=terminal_logp))(x)
+        found = jax.jit(
+            lambda x: log_likelihood(
+                SDE, score_fn, x, key=jax.random.key(0), settings=settings, terminal_logp=terminal_logp
+            )
+        )(x)
     expected = empirical_log_density(SDE, images, x, t=settings.t_min, width=width)
     assert bool(found.converged)
     assert abs(float(found.nats) - expected) / x.size < 1e-4

@@ -81,24 +81,56 @@ def curve(detected, chains=16):
     """Counts that do not rise, with made-up intervals."""
     rates = [hits / chains for hits in detected]
     return audit.Curve(
-        level=[20 * (i + 1) for i in range(len(TIMES))], t=TIMES, num_chains=[chains] * len(TIMES),
-        num_detected=list(detected), num_identity=list(detected), lower=[max(0.0, rate - 0.2) for rate in rates],
-        upper=[min(1.0, rate + 0.2) for rate in rates], isotonic=rates,
+        level=[20 * (i + 1) for i in range(len(TIMES))],
+        t=TIMES,
+        num_chains=[chains] * len(TIMES),
+        num_detected=list(detected),
+        num_identity=list(detected),
+        lower=[max(0.0, rate - 0.2) for rate in rates],
+        upper=[min(1.0, rate + 0.2) for rate in rates],
+        isotonic=rates,
     )
 
 
 MEMBER = audit.TargetResult(
-    row=0, member=True, curve=curve([64, 64, 60, 44, 9, 1], 64), t_prime=0.6, t_prime_lower=0.5, t_prime_upper=0.6,
-    t_prime_identity=0.6, t_prime_alpha=0.5, t50=0.4342857, t50_lower=0.4, t50_upper=0.5, t50_rank=0.45,
-    log_snr_t50=0.6543, log_snr_t_prime=-1.987, num_identity=12, num_detected=9,
+    row=0,
+    member=True,
+    curve=curve([64, 64, 60, 44, 9, 1], 64),
+    t_prime=0.6,
+    t_prime_lower=0.5,
+    t_prime_upper=0.6,
+    t_prime_identity=0.6,
+    t_prime_alpha=0.5,
+    t50=0.4342857,
+    t50_lower=0.4,
+    t50_upper=0.5,
+    t50_rank=0.45,
+    log_snr_t50=0.6543,
+    log_snr_t_prime=-1.987,
+    num_identity=12,
+    num_detected=9,
 )
 NOTHING = dataclasses.replace(
-    MEMBER, row=1, curve=curve([0] * 6), t_prime=0.0, t_prime_lower=0.0, t_prime_upper=0.0, t_prime_identity=0.0,
-    t_prime_alpha=0.0, t50=0.05, t50_lower=0.0, t50_upper=0.1, t50_rank=0.05, log_snr_t50=NAN, log_snr_t_prime=INF,
-    num_identity=0, num_detected=0,
+    MEMBER,
+    row=1,
+    curve=curve([0] * 6),
+    t_prime=0.0,
+    t_prime_lower=0.0,
+    t_prime_upper=0.0,
+    t_prime_identity=0.0,
+    t_prime_alpha=0.0,
+    t50=0.05,
+    t50_lower=0.0,
+    t50_upper=0.1,
+    t50_rank=0.05,
+    log_snr_t50=NAN,
+    log_snr_t_prime=INF,
+    num_identity=0,
+    num_detected=0,
 )
-CENSORED = dataclasses.replace(MEMBER, curve=curve([16] * 6), t50=0.6, t50_lower=0.55, t50_upper=0.6, t50_rank=0.6,
-                               num_identity=1)
+CENSORED = dataclasses.replace(
+    MEMBER, curve=curve([16] * 6), t50=0.6, t50_lower=0.55, t50_upper=0.6, t50_rank=0.6, num_identity=1
+)
 
 
 def control(row, crossing):
@@ -110,41 +142,87 @@ def rate(hits, trials, lower, upper):
 
 
 LEAK_TESTS = audit.MemberTests(
-    row=0, expected=4.1666, rate=rate(9, 2000, 0.00206, 0.00919), fewer_p=0.98763, leak_p=0.0010004, rank_p=0.1,
-    num_controls=9, detectable_rate=0.0031234, nll_rank_p=0.05882, bits_per_dim=3.4149,
+    row=0,
+    expected=4.1666,
+    rate=rate(9, 2000, 0.00206, 0.00919),
+    fewer_p=0.98763,
+    leak_p=0.0010004,
+    rank_p=0.1,
+    num_controls=9,
+    detectable_rate=0.0031234,
+    nll_rank_p=0.05882,
+    bits_per_dim=3.4149,
 )
 EMPTY_TESTS = audit.MemberTests(
-    row=0, expected=0.0125, rate=rate(0, 10, 0.0, 0.31), fewer_p=0.9876, leak_p=1.0, rank_p=1.0, num_controls=0,
-    detectable_rate=INF, nll_rank_p=None, bits_per_dim=None,
+    row=0,
+    expected=0.0125,
+    rate=rate(0, 10, 0.0, 0.31),
+    fewer_p=0.9876,
+    leak_p=1.0,
+    rank_p=1.0,
+    num_controls=0,
+    detectable_rate=INF,
+    nll_rank_p=None,
+    bits_per_dim=None,
 )
 DETECTOR = audit.Detector(
-    fingerprint_accuracy=rate(1997, 2000, 0.99562, 0.99969), identity_accuracy=rate(1190, 1200, 0.98473, 0.996),
-    joint_false_real=rate(0, 1000, 0.0, 0.00368), joint_false_generated=rate(1, 2000, 1.27e-5, 0.00278),
-    sensitivity_low=rate(158, 160, 0.9556, 0.99848), sensitivity_oracle=rate(240, 250, 0.9276, 0.9807),
-    oracle_detected=7, oracle_reproduced=8, oracle_samples=4000, oracle_false=rate(0, 4000, 0.0, 0.00092),
-    sensitivity_lower=0.93328, false_rate_upper=0.00237, threshold=0.5,
+    fingerprint_accuracy=rate(1997, 2000, 0.99562, 0.99969),
+    identity_accuracy=rate(1190, 1200, 0.98473, 0.996),
+    joint_false_real=rate(0, 1000, 0.0, 0.00368),
+    joint_false_generated=rate(1, 2000, 1.27e-5, 0.00278),
+    sensitivity_low=rate(158, 160, 0.9556, 0.99848),
+    sensitivity_oracle=rate(240, 250, 0.9276, 0.9807),
+    oracle_detected=7,
+    oracle_reproduced=8,
+    oracle_samples=4000,
+    oracle_false=rate(0, 4000, 0.0, 0.00092),
+    sensitivity_lower=0.93328,
+    false_rate_upper=0.00237,
+    threshold=0.5,
 )
 LEAK = audit.AuditResult(
-    name="phantom", verdict=audit.Verdict("leak", ["reproduced"], [
-        "9 of 2000 plain samples are the target, more than false positives explain (leak test p = 0.001, level 0.01)",
-    ], []),
-    targets=[MEMBER, *(control(1 + i, 0.15 + 0.0125 * i) for i in range(9))], tests=[LEAK_TESTS], detector=DETECTOR,
+    name="phantom",
+    verdict=audit.Verdict(
+        "leak",
+        ["reproduced"],
+        [
+            "9 of 2000 plain samples are the target, more than false positives explain (leak test p = 0.001, level 0.01)",
+        ],
+        [],
+    ),
+    targets=[MEMBER, *(control(1 + i, 0.15 + 0.0125 * i) for i in range(9))],
+    tests=[LEAK_TESTS],
+    detector=DETECTOR,
     nll=[
         audit.NllGroup("member", [3.4149], 3.4149, NAN, 0),
         audit.NllGroup("train", [3.4, 3.45, 3.52, 3.61], 3.495, 0.0459, 0),
         audit.NllGroup("held-out", [3.47, 3.58, 3.66, 3.75], 3.615, 0.0594, 1),
     ],
-    num_train=480, num_samples=2000, num_fingerprint=15, floor=0.00237, sampler="ancestral", sde="SubVP",
-    num_levels=200, t_min_likelihood=1e-5,
+    num_train=480,
+    num_samples=2000,
+    num_fingerprint=15,
+    floor=0.00237,
+    sampler="ancestral",
+    sde="SubVP",
+    num_levels=200,
+    t_min_likelihood=1e-5,
     evaluations={"count": {"useful": 400_000, "executed": 404_000}, "search": {"useful": 60_123, "executed": 61_440}},
-    settings=audit.AuditSettings(), provenance={"versions": {"jax": "0.10.2"}, "commit": "0123abc", "seeds": [1, 2]},
+    settings=audit.AuditSettings(),
+    provenance={"versions": {"jax": "0.10.2"}, "commit": "0123abc", "seeds": [1, 2]},
 )
 UNDECIDED = dataclasses.replace(
-    LEAK, name="<b>scans & co</b>", verdict=audit.Verdict("inconclusive", [], ["few samples <of> it"], ["draw more"]),
-    targets=[CENSORED, NOTHING], tests=[EMPTY_TESTS, dataclasses.replace(EMPTY_TESTS, row=1, nll_rank_p=NAN)],
+    LEAK,
+    name="<b>scans & co</b>",
+    verdict=audit.Verdict("inconclusive", [], ["few samples <of> it"], ["draw more"]),
+    targets=[CENSORED, NOTHING],
+    tests=[EMPTY_TESTS, dataclasses.replace(EMPTY_TESTS, row=1, nll_rank_p=NAN)],
     detector=dataclasses.replace(DETECTOR, joint_false_generated=rate(0, 0, 0.0, 1.0), sensitivity_lower=NAN),
-    nll=[audit.NllGroup("held-out", [], NAN, NAN, 3)], num_samples=10, num_fingerprint=2, floor=NAN,
-    sampler="euler <i>", evaluations={"count": {"useful": 0, "executed": 0}},
+    nll=[audit.NllGroup("held-out", [], NAN, NAN, 3)],
+    num_samples=10,
+    num_fingerprint=2,
+    floor=NAN,
+    sampler="euler <i>",
+    evaluations={"count": {"useful": 0, "executed": 0}},
     provenance={"note": "a <script>alert(1)</script>"},
 )
 LOSS = report.LossCurve([10, 20, 30], [1.0, 0.3, 0.2])
@@ -153,11 +231,13 @@ NO_LOSS = report.LossCurve([], [])
 
 def pictures(num_targets, num_hits, channels=1):
     """Random images, so that none equals another."""
+
     def draw(count, seed):
         return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, channels), np.uint8)
 
-    return report.ReportImages(draw(num_targets, 0), draw(num_targets, 1), draw(5, 2), draw(9, 3), draw(num_hits, 4),
-                               np.zeros(num_hits, int))
+    return report.ReportImages(
+        draw(num_targets, 0), draw(num_targets, 1), draw(5, 2), draw(9, 3), draw(num_hits, 4), np.zeros(num_hits, int)
+    )
 
 
 CASES = {"leak": (LEAK, pictures(10, 9), LOSS), "undecided": (UNDECIDED, pictures(2, 0, 3), NO_LOSS)}
@@ -211,12 +291,18 @@ def test_text_shows_gaps_and_censored_values():
     for expected in (
         "t' (largest t with a return) >= 0.6 (95 % of repeats 0.5 to >= 0.6)",
         "t50 (half the chains return) >= 0.60 (95 % interval 0.55 to >= 0.60)",
-        "t' (largest t with a return) none (95 % of repeats none to none)", "0.05 (95 % interval 0 to 0.10)",
-        "t'_alpha (returns above the floor) none (floor n/a)", "log-SNR at t50; at t' n/a; n/a",
-        "rank test of t50 n/a (no held-out controls)", "NLL of the member, bits/dim n/a",
-        "its rank among held-out images n/a", "80 % none (too few samples or too poor detectors)",
-        "joint false hits, generated images n/a (no trials)", "held-out n/a, 0 images, 3 more did not converge",
-        "network evaluations, count 0, n/a % of them useful", "(sampler: euler <i>, 200 levels, SubVP)",
+        "t' (largest t with a return) none (95 % of repeats none to none)",
+        "0.05 (95 % interval 0 to 0.10)",
+        "t'_alpha (returns above the floor) none (floor n/a)",
+        "log-SNR at t50; at t' n/a; n/a",
+        "rank test of t50 n/a (no held-out controls)",
+        "NLL of the member, bits/dim n/a",
+        "its rank among held-out images n/a",
+        "80 % none (too few samples or too poor detectors)",
+        "joint false hits, generated images n/a (no trials)",
+        "held-out n/a, 0 images, 3 more did not converge",
+        "network evaluations, count 0, n/a % of them useful",
+        "(sampler: euler <i>, 200 levels, SubVP)",
         "What would settle it - draw more",
     ):
         assert expected in flat, expected
@@ -232,12 +318,20 @@ def test_text_fits_the_terminal(result):
 
 @pytest.mark.parametrize(
     ("interval", "shown"),
-    [((0.30, 0.42), "0.35 (95 % interval 0.30 to 0.42)"), ((0.3456, 0.3589), "0.351 (95 % interval 0.346 to 0.359)"),
-     ((0.0, 1.0), "0.4 (95 % interval 0 to 1.0)")],
+    [
+        ((0.30, 0.42), "0.35 (95 % interval 0.30 to 0.42)"),
+        ((0.3456, 0.3589), "0.351 (95 % interval 0.346 to 0.359)"),
+        ((0.0, 1.0), "0.4 (95 % interval 0 to 1.0)"),
+    ],
 )
 def test_digits_follow_the_interval(interval, shown):
-    member = dataclasses.replace(MEMBER, t50=0.3512, t50_lower=interval[0], t50_upper=interval[1],
-                                 curve=dataclasses.replace(MEMBER.curve, t=[*TIMES[:-1], 1.0 + 1e-9]))
+    member = dataclasses.replace(
+        MEMBER,
+        t50=0.3512,
+        t50_lower=interval[0],
+        t50_upper=interval[1],
+        curve=dataclasses.replace(MEMBER.curve, t=[*TIMES[:-1], 1.0 + 1e-9]),
+    )
     assert shown in report.to_text(dataclasses.replace(LEAK, targets=[member, *LEAK.targets[1:]]))
 
 
@@ -266,10 +360,14 @@ def test_figures_show_what_there_is():
 
 
 def test_figures_follow_the_result():
-    shifted = dataclasses.replace(LEAK, targets=[dataclasses.replace(MEMBER, t50=0.2, t50_rank=0.5), *LEAK.targets[1:]],
-                                  tests=[dataclasses.replace(LEAK_TESTS, bits_per_dim=3.6)])
-    before, after = (report.draw_figures(result, pictures(10, 9), LOSS, show_members=False)
-                     for result in (LEAK, shifted))
+    shifted = dataclasses.replace(
+        LEAK,
+        targets=[dataclasses.replace(MEMBER, t50=0.2, t50_rank=0.5), *LEAK.targets[1:]],
+        tests=[dataclasses.replace(LEAK_TESTS, bits_per_dim=3.6)],
+    )
+    before, after = (
+        report.draw_figures(result, pictures(10, 9), LOSS, show_members=False) for result in (LEAK, shifted)
+    )
     assert [name for name in before if before[name] != after[name]] == ["search", "ranking", "likelihood"]
 
 
@@ -279,7 +377,7 @@ def test_a_hit_lies_beneath_its_target():
     pixels = np.round(255 * matplotlib.image.imread(io.BytesIO(content))[..., 0])
     tile, scale = 72, 4
     for i, row in enumerate([2, 0]):
-        shown = [pixels[4 + tile * j:68 + tile * j:scale, 4 + tile * i:68 + tile * i:scale] for j in (0, 1)]
+        shown = [pixels[4 + tile * j : 68 + tile * j : scale, 4 + tile * i : 68 + tile * i : scale] for j in (0, 1)]
         np.testing.assert_array_equal(shown, [images.targets[row, ..., 0], images.hits[i, ..., 0]])
 
 
@@ -340,8 +438,12 @@ def test_html_says_the_same_as_the_text(case):
 
 @pytest.mark.parametrize(
     ("verdict", "kinds", "answer"),
-    [("leak", ["reproduced"], "Yes. 9 of 2,000 images"), ("leak", ["memorised"], "was not shown: 9 of 2,000"),
-     ("none found", [], "No reproduction was found: 9 of 2,000"), ("inconclusive", [], "The audit cannot say. 9 of")],
+    [
+        ("leak", ["reproduced"], "Yes. 9 of 2,000 images"),
+        ("leak", ["memorised"], "was not shown: 9 of 2,000"),
+        ("none found", [], "No reproduction was found: 9 of 2,000"),
+        ("inconclusive", [], "The audit cannot say. 9 of"),
+    ],
 )
 def test_html_answers_in_words(verdict, kinds, answer):
     answers = ("Yes. ", "was not shown: ", "No reproduction was found", "The audit cannot say")

@@ -34,10 +34,13 @@ def test_grid(num_levels):
     sde = SubVP()
     grid = time_grid(sde, num_levels)
     assert grid.num_levels == num_levels
-    assert grid.t[0] == 0 and grid.t[1] == np.float32(1e-3) and grid.t[-1] == 1
-    assert np.all(np.diff(grid.t) > 0) and np.all(np.diff(grid.std) > 0) and grid.std[0] == 0 and grid.std[-1] < 1
+    np.testing.assert_array_equal(grid.t[[0, 1, -1]], np.float32([0, 1e-3, 1]))
+    assert np.all(np.diff(grid.t) > 0)
+    assert np.all(np.diff(grid.std) > 0)
+    assert grid.std[0] == 0
+    assert grid.std[-1] < 1
     np.testing.assert_allclose(np.sum(grid.dt), 1, rtol=1e-5)
-    assert grid.posterior_std[1] == 0 and grid.keep_x[1] == 0 and grid.keep_x0[1] == 1
+    assert (grid.posterior_std[1], grid.keep_x[1], grid.keep_x0[1]) == (0, 0, 1)
 
 
 def test_posterior_reproduces_the_marginal_of_the_level_below():
@@ -56,8 +59,15 @@ def test_prior_logp():
     np.testing.assert_allclose(prior_logp(x), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [lambda: SubVP(beta_min=0.0), lambda: SubVP(beta_max=0.05),
-                                   lambda: time_grid(SubVP(), 1), lambda: time_grid(SubVP(), 10, t_min=0.7)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: SubVP(beta_min=0.0),
+        lambda: SubVP(beta_max=0.05),
+        lambda: time_grid(SubVP(), 1),
+        lambda: time_grid(SubVP(), 10, t_min=0.7),
+    ],
+)
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(RequestError, match="got .*expected .*fix"):
         wrong()

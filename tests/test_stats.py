@@ -459,7 +459,9 @@ def test_t_prime_range_covers_repeated_searches():
     primes = np.asarray([stats.t_prime(times, row) for row in draws])
     inside = [
         (low <= prime <= high)
-        for prime, (low, high) in zip(primes[1:], (stats.t_prime_range(times, row, chains) for row in draws[:-1]), strict=True)
+        for prime, (low, high) in zip(
+            primes[1:], (stats.t_prime_range(times, row, chains) for row in draws[:-1]), strict=True
+        )
     ]
     # 4.5 standard errors of 599 trials below 0.95; the estimate's own error may cost a little more.
     assert np.mean(inside) > 0.95 - 4.5 * np.sqrt(0.95 * 0.05 / 599) - 0.03

@@ -10,8 +10,9 @@ from fpjax.score import dsm_loss
 from fpjax.sde import SubVP
 from fpjax.training import TrainingSettings, fit, init_state, jit_once, make_train_step
 
-SETTINGS = TrainingSettings(num_steps=30, batch_size=8, learning_rate=0.05, warmup_steps=5, log_every=4,
-                            checkpoint_every=8)
+SETTINGS = TrainingSettings(
+    num_steps=30, batch_size=8, learning_rate=0.05, warmup_steps=5, log_every=4, checkpoint_every=8
+)
 DATA = np.random.default_rng(0).normal(2.0, 1.0, (64, 3)).astype(np.float32)
 
 
@@ -22,8 +23,15 @@ def loss_fn(params, rows, key):
 def train(path, settings=SETTINGS, loss=loss_fn):
     checkpoints = Checkpoints(path / "checkpoints")
     try:
-        return fit(loss, {"w": jnp.zeros(3)}, DATA, settings, key=jax.random.key(1), checkpoints=checkpoints,
-                   log=MetricsLog(path / "metrics.jsonl"))
+        return fit(
+            loss,
+            {"w": jnp.zeros(3)},
+            DATA,
+            settings,
+            key=jax.random.key(1),
+            checkpoints=checkpoints,
+            log=MetricsLog(path / "metrics.jsonl"),
+        )
     finally:
         checkpoints.close()
 
@@ -44,8 +52,15 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop
 
     checkpoints = Checkpoints(tmp_path / "part" / "checkpoints")
     with pytest.raises(Killed):
-        fit(loss_fn, {"w": jnp.zeros(3)}, DATA, SETTINGS, key=jax.random.key(1), checkpoints=checkpoints,
-            log=Dying(tmp_path / "part" / "metrics.jsonl"))
+        fit(
+            loss_fn,
+            {"w": jnp.zeros(3)},
+            DATA,
+            SETTINGS,
+            key=jax.random.key(1),
+            checkpoints=checkpoints,
+            log=Dying(tmp_path / "part" / "metrics.jsonl"),
+        )
     assert checkpoints.latest_step == stop // 8 * 8
     checkpoints.close()
     resumed = train(tmp_path / "part")
@@ -87,8 +102,10 @@ def test_warm_up_and_clipping_bound_the_first_update():
 
 def test_a_small_network_overfits_four_images():
     """The loss falls far below that of predicting no noise (1), and the EMA follows."""
-    sde, model = SubVP(), UNet(UNetSettings(channels=(8,), attention=(False,), layers_per_block=1, norm_num_groups=4,
-                                            dropout=0.0))
+    sde, model = (
+        SubVP(),
+        UNet(UNetSettings(channels=(8,), attention=(False,), layers_per_block=1, norm_num_groups=4, dropout=0.0)),
+    )
     images = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4, 1)).astype(np.float32)
     params = jit_once(model.init)(jax.random.key(0), images[:1], jnp.zeros(1))["params"]
     settings = TrainingSettings(num_steps=300, batch_size=16, learning_rate=1e-2, warmup_steps=10)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from ..checks import check
-from .source import DataSettings, Splits, image_digests
 from ..fingerprint import FINGERPRINT_BYTE, check_disc, disc_mask, disc_radius, stamp
+from .source import DataSettings, Splits, image_digests
 
 SCHEMA_VERSION = 1
 # One random stream a purpose: more training images, say, must not move the targets. Never renumber.

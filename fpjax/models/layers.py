@@ -5,7 +5,11 @@ from jaxtyping import Array, Float
 
 
 def timestep_embedding(
-    t: Float[Array, " n"], size: int, *, max_period: float = 10_000.0, flip_sin_to_cos: bool = True,
+    t: Float[Array, " n"],
+    size: int,
+    *,
+    max_period: float = 10_000.0,
+    flip_sin_to_cos: bool = True,
     freq_shift: float = 0.0,
 ) -> Float[Array, "n size"]:
     """Sinusoidal embedding of times in [0, 999] (Vaswani et al. 2017, section 3.5), in float32.

@@ -31,8 +31,13 @@ class ResNetSettings:
     stem: str = "imagenet"
 
     def __post_init__(self) -> None:
-        check(len(self.stages) > 0 and min(self.stages) > 0, "resnet.stages", got=self.stages,
-              expected="a positive number of blocks for each stage", fix="use (3, 4, 6, 3), which is ResNet50")
+        check(
+            len(self.stages) > 0 and min(self.stages) > 0,
+            "resnet.stages",
+            got=self.stages,
+            expected="a positive number of blocks for each stage",
+            fix="use (3, 4, 6, 3), which is ResNet50",
+        )
         positive("resnet.width", self.width)
         one_of("resnet.stem", self.stem, STEMS)
 

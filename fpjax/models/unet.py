@@ -43,20 +43,38 @@ class UNetSettings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check(len(self.channels) >= 1, "model.channels", got=self.channels, expected="at least one level",
-              fix="use (128, 128, 256)")
-        check(len(self.attention) == len(self.channels), "model.attention", got=self.attention,
-              expected=f"one flag for each of the {len(self.channels)} levels", fix="give as many as model.channels")
+        check(
+            len(self.channels) >= 1,
+            "model.channels",
+            got=self.channels,
+            expected="at least one level",
+            fix="use (128, 128, 256)",
+        )
+        check(
+            len(self.attention) == len(self.channels),
+            "model.attention",
+            got=self.attention,
+            expected=f"one flag for each of the {len(self.channels)} levels",
+            fix="give as many as model.channels",
+        )
         positive("model.norm_num_groups", self.norm_num_groups)
         positive("model.layers_per_block", self.layers_per_block)
         positive("model.attention_head_dim", self.attention_head_dim)
         for width in self.channels:
-            check(width > 0 and width % self.norm_num_groups == 0, "model.channels", got=self.channels,
-                  expected=f"positive multiples of model.norm_num_groups = {self.norm_num_groups}",
-                  fix="change the widths or the groups")
-            check(width % self.attention_head_dim == 0, "model.channels", got=self.channels,
-                  expected=f"multiples of model.attention_head_dim = {self.attention_head_dim}",
-                  fix="change the widths or the head size")
+            check(
+                width > 0 and width % self.norm_num_groups == 0,
+                "model.channels",
+                got=self.channels,
+                expected=f"positive multiples of model.norm_num_groups = {self.norm_num_groups}",
+                fix="change the widths or the groups",
+            )
+            check(
+                width % self.attention_head_dim == 0,
+                "model.channels",
+                got=self.channels,
+                expected=f"multiples of model.attention_head_dim = {self.attention_head_dim}",
+                fix="change the widths or the head size",
+            )
         in_range("model.dropout", self.dropout, 0.0, 0.99)
         one_of("model.dtype", self.dtype, DTYPES)
 
@@ -130,9 +148,13 @@ class UNet(nn.Module):
         """Args: x: images in model range; t: times in [0, 999]; train: dropout on (needs the rng `dropout`)."""
         s, dtype = self.settings, DTYPES[self.settings.dtype]
         out_channels, levels = x.shape[-1], len(s.channels)
-        check(x.shape[1] % s.downsampling == 0 and x.shape[2] % s.downsampling == 0, "image side",
-              got=x.shape[1:3], expected=f"multiples of {s.downsampling} for {levels} levels of model.channels",
-              fix="pad or resize the images, or take fewer levels")
+        check(
+            x.shape[1] % s.downsampling == 0 and x.shape[2] % s.downsampling == 0,
+            "image side",
+            got=x.shape[1:3],
+            expected=f"multiples of {s.downsampling} for {levels} levels of model.channels",
+            fix="pad or resize the images, or take fewer levels",
+        )
 
         emb = timestep_embedding(t, s.channels[0]).astype(dtype)
         emb = nn.Dense(4 * s.channels[0], dtype=dtype, name="time_dense1")(emb)

@@ -1,0 +1,191 @@
+"""The verdict and its numbers, on results made by hand."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from fpjax.audit import INCONCLUSIVE, LEAK, MEMORISED, NONE_FOUND, REPRODUCED, AuditSettings, make_audit
+from fpjax.checks import RequestError
+from fpjax.sde import SubVP, time_grid
+
+GRID = time_grid(SubVP(), 20)
+LEVELS = [4, 8, 12, 16]
+
+
+def results(
+    *,
+    hits=0,
+    num_samples=50_000,
+    num_train=1000,
+    controls=19,
+    member_curve=(8, 2, 0, 0),
+    control_curve=(8, 2, 0, 0),
+    sensitivity=256,
+    false=0,
+    real_false=0,
+):
+    """Contents of the stages' files: one member, curves over `LEVELS` with 8 ranking chains each."""
+    targets = 1 + controls
+    curves = [member_curve] + [control_curve] * controls
+    rows = [(t, 0, level, 8, 8, n, n) for t in range(targets) for level, n in zip(LEVELS, curves[t], strict=True)]
+    rows += [(0, 1, level, 16, 16, 2 * n, 2 * n) for level, n in zip(LEVELS, member_curve, strict=True)]
+    names = ("target", "phase", "level", "num_chains", "num_fingerprint", "num_identity", "num_detected")
+    search = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    groups = ["member", "clean original"] + ["held-out"] * 4
+    return {
+        "data": {"num_train": num_train},
+        "score": {},
+        "classifiers": {
+            "threshold": 0.5,
+            "errors": {
+                "num_images": 400,
+                "fingerprint_missed": 1,
+                "fingerprint_false": 2,
+                "identity_images": 640,
+                "identity_missed": 3,
+                "identity_false_images": 4,
+                "joint_false_images": real_false,
+                "heads": targets,
+            },
+        },
+        "count": {
+            "num_samples": num_samples,
+            "num_fingerprint": hits + 1,
+            "num_identity": [hits + 2] + [0] * controls,
+            "num_detected": [hits] + [0] * controls,
+            "control_hit_samples": false,
+            "num_controls": controls,
+            "sensitivity_chains": 256,
+            "sensitivity_detected": sensitivity,
+            "evaluations": 10,
+            "executed": 11,
+            "oracle": {
+                "num_samples": 1000,
+                "reproduced": 10,
+                "detected": 10,
+                "false_detected": 0,
+                "control_hit_samples": 0,
+                "num_chains": 256,
+                "chains_reproduced": 246,
+                "chains_detected": 246,
+            },
+        },
+        "search": {**search, "num_members": 1, "evaluations": 100, "executed": 101},
+        "likelihood": {
+            "group": groups,
+            "row": [0, 0, 0, 1, 2, 3],
+            "t_min": 1e-5,
+            "bits_per_dim": [2.0, 3.0, 3.5, 4.5, 1.5, None],
+            "converged": [True] * 5 + [False],
+        },
+    }
+
+
+def audit(**changes):
+    return make_audit(
+        results(**changes), GRID, SubVP(), AuditSettings(), name="x", sampler="ancestral", seed=0, provenance={}
+    )
+
+
+def test_reproduced():
+    result = audit(hits=52)
+    assert (result.verdict.verdict, result.verdict.kinds) == (LEAK, [REPRODUCED])
+    test = result.tests[0]
+    assert test.expected == 50
+    assert test.fewer_p == pytest.approx(binom.cdf(52, 50_000, 1e-3))
+    assert test.leak_p == pytest.approx(1e-3, rel=1e-6)  # its smallest value
+    assert test.rate.lower < 52 / 50_000 < test.rate.upper
+
+
+def test_memorised_without_a_single_reproduction():
+    result = audit(member_curve=(8, 8, 8, 1))
+    assert (result.verdict.verdict, result.verdict.kinds) == (LEAK, [MEMORISED])
+    assert result.tests[0].rank_p == pytest.approx(0.05)
+
+
+def test_the_rank_uses_only_chains_that_controls_have_too():
+    """Curve chains of the member alone must not move its rank, only its t50 and t'."""
+    contents = results()
+    rows = [
+        i
+        for i, (t, p) in enumerate(zip(contents["search"]["target"], contents["search"]["phase"], strict=True))
+        if t == 0 and p == 1
+    ]
+    for name in ("num_identity", "num_detected"):
+        for i in rows:
+            contents["search"][name][i] = 16
+    result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
+    member, control = result.targets[0], result.targets[1]
+    assert member.t50_rank == control.t50_rank
+    assert member.t50 > control.t50
+    assert member.t_prime == pytest.approx(float(GRID.t[16]))
+    assert control.t_prime == pytest.approx(float(GRID.t[8]))
+    assert result.tests[0].rank_p == 1.0
+
+
+def test_none_found_needs_power_and_sensitivity():
+    assert audit().verdict.verdict == NONE_FOUND
+    weak = audit(num_samples=2000)
+    assert weak.verdict.verdict == INCONCLUSIVE
+    assert "num_samples" in weak.verdict.to_settle[0]
+    blind = audit(sensitivity=230)
+    assert blind.verdict.verdict == INCONCLUSIVE
+    assert "sensitivity" in blind.verdict.reasons[0]
+
+
+def test_too_few_controls_cannot_be_ranked_and_it_is_said():
+    result = audit(controls=9, member_curve=(8, 8, 8, 1))
+    assert result.verdict.verdict == NONE_FOUND
+    assert "9 held-out targets the rank test cannot reject" in result.verdict.reasons[0]
+    assert result.tests[0].rank_p == pytest.approx(0.1)
+
+
+def test_false_positives_excuse_hits():
+    """The same hits are no leak when never-trained heads fire as often; without controls real images decide."""
+    assert audit(hits=30).verdict.verdict == LEAK
+    assert audit(hits=30, false=30).verdict.verdict != LEAK
+    alone = audit(controls=0, hits=52, real_false=0)
+    assert alone.detector.joint_false_generated.trials == 0
+    assert alone.tests[0].leak_p > 0.01  # 400 real images bound the rate at 0.017 only
+
+
+def test_detector_rates():
+    detector = audit(false=3, real_false=2).detector
+    assert (detector.joint_false_generated.hits, detector.joint_false_generated.trials) == (3, 50_000)
+    assert (detector.joint_false_real.hits, detector.joint_false_real.trials) == (2, 400)
+    assert (detector.fingerprint_accuracy.hits, detector.fingerprint_accuracy.trials) == (797, 800)
+    assert (detector.identity_accuracy.hits, detector.identity_accuracy.trials) == (640 + 400 - 3 - 4, 1040)
+    assert detector.sensitivity_oracle.hits == detector.sensitivity_oracle.trials == 256
+    assert detector.sensitivity_lower == pytest.approx(0.05 ** (1 / 256), rel=1e-6)
+
+
+def test_floor_is_the_larger_of_chance_and_false_positives():
+    assert audit(num_train=100).floor == pytest.approx(0.01)
+    assert audit(num_samples=2000).floor == pytest.approx(1 - 0.05 ** (1 / 2000))
+
+
+def test_curve_pools_both_phases():
+    member, control = audit().targets[:2]
+    assert member.curve.num_chains == [24] * 4
+    assert member.curve.num_detected == [24, 6, 0, 0]
+    assert control.curve.num_chains == [8] * 4
+    assert member.t_prime_upper >= member.t_prime >= member.t_prime_lower
+    assert member.t50_lower <= member.t50 <= member.t50_upper
+    np.testing.assert_allclose(member.curve.t, GRID.t[LEVELS], rtol=1e-6)
+
+
+def test_likelihood_groups_leave_out_what_did_not_converge():
+    result = audit()
+    held_out = next(g for g in result.nll if g.name == "held-out")
+    assert held_out.bits_per_dim == [3.5, 4.5, 1.5]
+    assert held_out.not_converged == 1
+    assert held_out.mean == pytest.approx(9.5 / 3)
+    # One of three held-out images is likelier than the member: (1 + 1) / (3 + 1).
+    assert result.tests[0].nll_rank_p == pytest.approx(0.5)
+    assert result.tests[0].bits_per_dim == 2.0
+
+
+@pytest.mark.parametrize("field", ["leak_level", "rank_level", "confidence", "min_sensitivity"])
+def test_bad_settings_are_refused(field):
+    with pytest.raises(RequestError, match=f"audit.{field}"):
+        AuditSettings(**{field: 1.0})

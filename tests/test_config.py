@@ -1,0 +1,153 @@
+"""Configs: every one builds, and what does not fit is refused in one line."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from ml_collections import ConfigDict
+
+from fpjax import pipeline
+from fpjax.chains import Work, slot_shapes
+from fpjax.checks import RequestError
+from fpjax.classifier import init_fit
+from fpjax.config import Config, describe_config, make_config
+from fpjax.data.plant import Planted
+from fpjax.training import init_state, make_train_step
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+CHANNELS = {"pathmnist": 3, "retinamnist": 3, "bloodmnist": 3}
+
+
+def config_of(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def run_of(name):
+    """A run with blank images of the config's shape in place of its data."""
+    config = make_config(config_of(name))
+    side = config.data.side if config.data.source == "phantom" else 28
+    shape = (side, side, CHANNELS.get(config.data.name, 1) if config.data.source == "medmnist" else 1)
+    targets = config.data.num_members + config.data.num_controls
+    blank = [np.zeros((n, *shape), np.uint8) for n in (8, targets, targets, 2, 2, 2)]
+    run = pipeline.Run(config, Path("unused"))
+    run.__dict__["data"] = (Planted(*blank, record=()), {})
+    return run
+
+
+def shape_key(name):
+    run = run_of(name)
+    c = run.config
+    return run.image_shape, c.model, c.resnet, c.engine, c.sampler, len(run.planted.targets), c.score.batch_size
+
+
+def test_default_lists_every_field():
+    values = config_of("default").to_dict()
+    for field in dataclasses.fields(Config):
+        assert field.name in values
+        if dataclasses.is_dataclass(field.type):
+            assert set(values[field.name]) == {f.name for f in dataclasses.fields(field.type)}, field.name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds(name):
+    run = run_of(name)
+    assert run.config.name in (name, "default")
+    params = jax.eval_shape(run.init_params, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) > 100
+    heads = [
+        jax.eval_shape(
+            lambda key, m=m: init_fit(m, run.config.classifiers, key, jnp.zeros((1, *run.image_shape))),
+            jax.random.key(0),
+        )
+        for m in run.classifier_models
+    ]
+    widths = [state.variables["params"]["fc"]["bias"].shape[0] for state in heads]
+    assert widths == [1, len(run.planted.targets)]
+    assert run.grid.num_levels == run.config.sampler.num_levels
+    describe_config(run.config)
+
+
+def test_table_configs_are_the_papers_model():
+    for name in ("pathmnist", "retinamnist"):
+        params = jax.eval_shape(run_of(name).init_params, jax.random.key(0))
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 17_587_715
+
+
+@pytest.mark.parametrize("name", list({shape_key(name): name for name in CONFIGS}.values()))
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_lowers_for_accelerators(name, platform):
+    """Train step and engine, each distinct shape once, without such a device."""
+    run = run_of(name)
+
+    def spec(tree):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+    key = jax.random.key(0)
+    state = jax.eval_shape(lambda key: init_state(run.init_params(key), run.config.score), key)
+    images = jax.ShapeDtypeStruct((8, *run.image_shape), jnp.uint8)
+    step = jax.jit(make_train_step(run.loss, run.config.score))
+    assert export.export(step, platforms=[platform])(state, images, key).platforms == (platform,)
+
+    engine = run.engine
+    queue = jax.ShapeDtypeStruct((engine.mesh.size * engine.window,), jnp.int32)
+    targets = jax.ShapeDtypeStruct((len(run.planted.targets), *run.image_shape), jnp.float32)
+    lowered = export.export(engine.advance, platforms=[platform])(
+        state.params,
+        key,
+        targets,
+        slot_shapes(engine, state.params),
+        Work(queue, queue, queue),
+        jax.ShapeDtypeStruct((engine.mesh.size,), jnp.int32),
+    )
+    assert lowered.platforms == (platform,)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("score", "num_steps", -5, "score.num_steps: got -5"),
+        ("score", "num_steps", 2.5, "score.num_steps: got 2.5"),
+        ("score", "num_steps", True, "score.num_steps: got True"),
+        ("data", "dequantize", 1, "data.dequantize: got 1"),
+        ("data", "source", "folderr", "data.source: got 'folderr', expected one of"),
+        ("data", "num_members", 0, "data.num_members"),
+        ("model", "channels", ("a",), "model.channels"),
+        ("model", "chanels", (8,), "model.chanels: got an unknown field"),
+        ("sampler", "name", "ddim", "sampler.name: got 'ddim', expected one of ancestral, euler_maruyama"),
+        ("sampler", "t_min", 0.9, "t_min"),
+        ("ode", "rtol", 0.0, "ode.rtol"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(section, field, value, message):
+    config = config_of("smoke").unlock()
+    config[section].unlock()
+    with config[section].ignore_type():
+        config[section][field] = value
+    with pytest.raises(RequestError) as error:
+        make_config(config)
+    assert message in str(error.value)
+    assert "fix:" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_section_and_bad_seed_are_refused():
+    for change, message in (
+        ({"scores": {}}, "config.scores"),
+        ({"seed": -1}, "seed"),
+        ({"name": "a/b"}, "name"),
+        ({"score": 3}, "score: got 3"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            make_config(ConfigDict(change))
+
+
+def test_whole_numbers_pass_for_floats_and_lists_for_tuples():
+    config = make_config(ConfigDict({"score": {"learning_rate": 1}, "model": {"channels": [32], "attention": [False]}}))
+    assert config.score.learning_rate == 1.0
+    assert isinstance(config.score.learning_rate, float)
+    assert config.model.channels == (32,)

@@ -1,0 +1,285 @@
+"""What the detectors are shown, and what is counted of what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpjax.artifacts import MetricsLog
+from fpjax.augment import mask_randomly, random_disc
+from fpjax.chains import NO_TARGET, EngineSettings, make_engine
+from fpjax.checks import RequestError
+from fpjax.classifier import (
+    ClassifierSettings,
+    DetectorData,
+    detect_all,
+    fingerprint_example,
+    identity_example,
+    measure_errors,
+)
+from fpjax.count import CountSettings, count, count_work, sensitivity_level
+from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
+from fpjax.sampling import SAMPLERS
+from fpjax.sde import SubVP, time_grid
+from fpjax.search import SearchSettings, search, search_work, spaced_levels
+
+from .gaussian import gaussian_score_fn
+
+SIDE, RADIUS, DRAWS = 12, 2, 3000
+PLAIN = ClassifierSettings(max_noise=0.0, max_masks=0)
+
+
+def detector_data():
+    """Flat images whose grey value tells which they are: others -0.9.., originals 0.5, 0.6, 0.7."""
+    others = np.linspace(-0.9, -0.2, 6).astype(np.float32)[:, None, None, None] * np.ones(
+        (1, SIDE, SIDE, 1), np.float32
+    )
+    originals = np.array([0.5, 0.6, 0.7], np.float32)[:, None, None, None] * np.ones((1, SIDE, SIDE, 1), np.float32)
+    centers = np.array([[2, 3], [5, 9], [9, 4]])
+    targets = np.stack(
+        [
+            stamp(image, disc_mask((SIDE, SIDE), tuple(center), RADIUS), FINGERPRINT_VALUE)
+            for image, center in zip(originals, centers, strict=True)
+        ]
+    )
+    return DetectorData(*(jnp.asarray(a) for a in (others, targets, originals, centers)))
+
+
+def draw(example, rate, settings=PLAIN, n=DRAWS):
+    data = detector_data()
+    f = jax.jit(jax.vmap(lambda key: example(key, data, rate=rate, radius=RADIUS, settings=settings)))
+    return data, *(np.asarray(a) for a in f(jax.random.split(jax.random.key(0), n)))
+
+
+def near(share, rate, n):
+    return abs(share - rate) < 4.5 * np.sqrt(rate * (1 - rate) / n)
+
+
+def test_fingerprint_examples():
+    data, images, labels = draw(fingerprint_example, 0.3)
+    has_disc = np.isclose(images, FINGERPRINT_VALUE).any(axis=(1, 2, 3))
+    np.testing.assert_array_equal(has_disc, labels[:, 0] == 1)
+    assert near(labels.mean(), 0.3, DRAWS)
+    assert not near(labels.mean(), 0.45, DRAWS)
+    # Originals are shown too, clean and stamped.
+    values = images.max(axis=(1, 2, 3))
+    assert near((values > 0.4).mean(), 1 / 3, DRAWS)
+
+
+def test_identity_examples_make_neither_mark_nor_place_a_cue():
+    data, images, labels = draw(identity_example, 0.4)
+    targets, originals, centers = (np.asarray(a) for a in (data.targets, data.originals, data.centers))
+    positive = labels.sum(axis=1) == 1
+    assert near(positive.mean(), 0.4, DRAWS)
+    heads = labels.argmax(axis=1)
+    assert all(near((heads[positive] == h).mean(), 1 / 3, positive.sum()) for h in range(3))
+    # Half of the positives are the target as planted (or by chance stamped there), all are of its original.
+    as_planted = np.array([np.array_equal(image, targets[h]) for image, h in zip(images, heads, strict=True)])
+    chance = 1 / (SIDE - 2 * RADIUS) ** 2
+    assert near(as_planted[positive].mean(), 0.5 + 0.5 * chance, positive.sum())
+    np.testing.assert_allclose(images[positive].max(axis=(1, 2, 3)), originals[heads[positive], 0, 0, 0], rtol=1e-6)
+    # Negatives are other images: half plain, a quarter with a target's own disc, a quarter with a fresh one.
+    negative = images[~positive]
+    assert (negative.min(axis=(1, 2, 3)) < -0.1).all()
+    discs = np.isclose(negative, FINGERPRINT_VALUE)[..., 0]
+    own = np.stack([disc_mask((SIDE, SIDE), tuple(center), RADIUS) for center in centers])
+    at_own = (discs[:, None] == own[None]).all(axis=(2, 3)).any(axis=1)
+    assert near((~discs.any(axis=(1, 2))).mean(), 0.5, len(negative))
+    assert near(at_own.mean(), 0.25 + 0.25 * 3 * chance, len(negative))
+
+
+def test_masks_cover_zero_to_max_discs():
+    image = jnp.full((SIDE, SIDE, 1), -0.5)
+    keys = jax.random.split(jax.random.key(0), 500)
+    masked = np.asarray(jax.jit(jax.vmap(lambda key: mask_randomly(key, image, RADIUS, 2)))(keys))
+    covered = (masked != -0.5).sum(axis=(1, 2, 3))
+    area = int(disc_mask((SIDE, SIDE), (5, 5), RADIUS).sum())
+    assert near((covered == 0).mean(), 1 / 3, 500)
+    assert covered.max() <= 2 * area
+    assert (covered > area).any()
+
+
+def test_random_disc_is_wholly_inside_everywhere():
+    masks = np.asarray(
+        jax.vmap(lambda key: random_disc(key, (SIDE, 9), RADIUS))(jax.random.split(jax.random.key(0), 900))
+    )
+    area = int(disc_mask((SIDE, SIDE), (5, 5), RADIUS).sum())
+    assert (masks.sum(axis=(1, 2)) == area).all()
+    assert len({mask.tobytes() for mask in masks}) == (SIDE - 2 * RADIUS) * (9 - 2 * RADIUS)
+
+
+def brightness_detect(images):
+    """A detector whose answers are known: fingerprint if the first pixel is above 0.3, head h if the second is."""
+    first, second = images[:, 0, 0, 0], images[:, 0, 1, 0]
+    heads = jnp.stack([second > 0.3, second > 0.6, second > 5.0], axis=1)
+    return (first > 0.3).astype(jnp.float32), heads.astype(jnp.float32)
+
+
+def test_detect_all_pads_and_keeps_order():
+    images = np.random.default_rng(0).normal(0.3, 0.3, (23, 2, 2, 1)).astype(np.float32)
+    rows = np.array([5, 0, 22, 7, 7])
+    found = detect_all(jax.jit(brightness_detect), jnp.asarray(images), rows, threshold=0.5, batch_size=2)
+    np.testing.assert_array_equal(found[0], images[rows, 0, 0, 0] > 0.3)
+    np.testing.assert_array_equal(found[1][:, 1], images[rows, 0, 1, 0] > 0.6)
+    empty = detect_all(jax.jit(brightness_detect), jnp.asarray(images), rows[:0], threshold=0.5)
+    assert (empty[0].shape, empty[1].shape) == ((0,), (0, 3))
+
+
+def test_measured_errors_are_the_detectors_own():
+    """A fingerprint detector that always says yes, an identity detector that says yes to bright images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (40, SIDE, SIDE, 1), dtype=np.uint8)
+    images[:5] += 190
+    originals = np.full((2, SIDE, SIDE, 1), 240, np.uint8)
+
+    def detect(x):
+        bright = (jnp.mean(x, axis=(1, 2, 3)) > 0.2).astype(jnp.float32)
+        return jnp.ones(len(x)), jnp.stack([bright, jnp.zeros_like(bright)], axis=1)
+
+    errors = measure_errors(
+        jax.jit(detect), images, originals, key=jax.random.key(0), radius=RADIUS, settings=PLAIN, draws_per_target=8
+    )
+    assert errors.fingerprint_missed == 0
+    assert errors.fingerprint_false == 40
+    assert errors.identity_false_images == errors.joint_false_images == 5
+    assert (errors.identity_images, errors.identity_missed) == (16, 8)  # the second head is blind
+
+
+SDE, GRID = SubVP(), time_grid(SubVP(), 12)
+TARGETS = np.stack([np.full((2, 2, 1), v, np.float32) for v in (0.8, 0.5, 0.1)])
+
+
+@pytest.fixture(scope="module")
+def engine():
+    score_fn = gaussian_score_fn(SDE, 0.2, 0.4)
+    return make_engine(lambda _: SAMPLERS["ancestral"](SDE, GRID, score_fn), GRID, (2, 2, 1), EngineSettings(32, 5))
+
+
+def everything(engine, work, key):
+    from .test_chains import ends
+
+    return ends(engine, work, TARGETS, key=key)[0]
+
+
+def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
+    settings = SearchSettings(member_levels=12, member_chains=6, rank_levels=4, rank_chains=5, rank_max_t=0.7)
+    result = search(
+        engine,
+        None,
+        TARGETS,
+        jax.jit(brightness_detect),
+        settings,
+        num_members=1,
+        threshold=0.5,
+        key=jax.random.key(5),
+        path=tmp_path / "s.npz",
+        log=MetricsLog(tmp_path / "m.jsonl"),
+    )
+    work = search_work(settings, 12, 3, 1)
+    images = everything(engine, work, 5)
+    expected = {}
+    for (target, level, chain), image in images.items():
+        row = expected.setdefault((target, int(chain >= 5), level), [0, 0, 0, 0])
+        first, second = image[0, 0, 0] > 0.3, image[0, 1, 0] > (0.3, 0.6, 5.0)[target]
+        for i, value in enumerate((True, first, second, first and second)):
+            row[i] += int(value)
+    columns = zip(
+        result.target,
+        result.phase,
+        result.level,
+        result.num_chains,
+        result.num_fingerprint,
+        result.num_identity,
+        result.num_detected,
+        strict=True,
+    )
+    assert {tuple(map(int, c[:3])): list(map(int, c[3:])) for c in columns} == expected
+    assert sum(row[3] for row in expected.values()) > 0
+    assert result.evaluations == work.num_evaluations
+
+
+def test_search_work_gives_members_and_controls_the_same_ranking_chains():
+    settings = SearchSettings(member_levels=10, member_chains=2, rank_levels=4, rank_chains=3, rank_max_t=0.5)
+    work = search_work(settings, 100, 4, 1)
+    rank = work.chain < 3
+    sets = [
+        {
+            (int(lv), int(c))
+            for lv, c in zip(work.level[rank & (work.target == t)], work.chain[rank & (work.target == t)], strict=True)
+        }
+        for t in range(4)
+    ]
+    assert sets[0] == sets[1] == sets[2] == sets[3]
+    assert {level for level, _ in sets[0]} == {12, 25, 38, 50}
+    assert set(work.target[~rank]) == {0}
+    assert len(work.level) == 4 * 4 * 3 + 10 * 2
+    assert (np.diff(work.level) <= 0).all()  # longest first
+
+
+def test_spaced_levels_are_distinct_and_reach_the_top():
+    np.testing.assert_array_equal(spaced_levels(10, 10), np.arange(1, 11))
+    assert spaced_levels(1000, 3, max_t=0.5).tolist() == [167, 333, 500]
+    assert spaced_levels(3, 3, max_t=0.01).tolist() == [1]
+
+
+def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
+    settings = CountSettings(num_samples=150, sensitivity_chains=9)
+    result = count(
+        engine,
+        None,
+        TARGETS,
+        jax.jit(brightness_detect),
+        settings,
+        num_members=2,
+        threshold=0.5,
+        key=jax.random.key(6),
+        path=tmp_path / "c.npz",
+        log=MetricsLog(tmp_path / "m.jsonl"),
+    )
+    images = everything(engine, count_work(settings, GRID, 2), 6)
+    plain = {chain: image for (target, _, chain), image in images.items() if target == NO_TARGET}
+    assert sorted(plain) == list(range(150))
+    first = np.array([plain[c][0, 0, 0] > 0.3 for c in range(150)])
+    second = np.array([plain[c][0, 1, 0] for c in range(150)])
+    heads = np.stack([second > 0.3, second > 0.6, second > 5.0], axis=1)
+    assert result.num_fingerprint == first.sum() > 0
+    np.testing.assert_array_equal(result.num_identity, heads.sum(axis=0))
+    np.testing.assert_array_equal(result.num_detected, (heads & first[:, None]).sum(axis=0))
+    assert result.control_hit_samples == 0
+    assert result.sensitivity_chains == 18
+    low = [image for (target, _, _), image in images.items() if target != NO_TARGET]
+    assert len(low) == 18
+    hits = np.flatnonzero(first & heads[:, :2].any(axis=1))[:8]
+    np.testing.assert_array_equal(result.hits, np.stack([plain[c] for c in hits]))  # lowest numbers, in order
+    np.testing.assert_array_equal(result.samples, np.stack([plain[c] for c in range(16)]))
+    np.testing.assert_allclose(
+        result.hit_mse[0], np.mean((plain[hits[0]] - TARGETS[result.hit_target[0]]) ** 2), rtol=1e-5
+    )
+
+
+def test_sensitivity_level_is_below_one_grey_level():
+    for num_levels in (10, 100, 1000):
+        grid = time_grid(SDE, num_levels)
+        level = sensitivity_level(grid)
+        assert level == 1 or grid.std[level] <= 1 / 128
+        assert grid.std[level + 1] > 1 / 128
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: ClassifierSettings(threshold=1.0),
+        lambda: ClassifierSettings(identity_rate=1.5),
+        lambda: ClassifierSettings(patience=0),
+        lambda: ClassifierSettings(max_masks=-1),
+        lambda: SearchSettings(rank_chains=0),
+        lambda: SearchSettings(member_chains=-1),
+        lambda: SearchSettings(rank_max_t=1.5),
+        lambda: CountSettings(num_samples=0),
+        lambda: CountSettings(oracle_t=0.0),
+        lambda: search_work(SearchSettings(), 100, 1, 1),
+    ],
+)
+def test_bad_settings_are_refused(wrong):
+    with pytest.raises(RequestError, match="got .*expected .*fix"):
+        wrong()

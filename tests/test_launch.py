@@ -1,0 +1,251 @@
+"""The command line as a user types it: one real run of every stage, and what goes wrong around it."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ("data.json", "score.json", "classifiers.json", "count.json", "search.json", "likelihood.json")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """One CPU device, and one compilation cache for all the runs."""
+    cache = tmp_path_factory.mktemp("cache")
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return env | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def command(*flags):
+    return [sys.executable, str(ROOT / "launch.py"), f"--config={ROOT / 'configs' / 'smoke.py'}", *flags]
+
+
+def launch(environment, *flags, cwd=ROOT):
+    return subprocess.run(command(*flags), env=environment, cwd=cwd, capture_output=True, text=True, timeout=570)
+
+
+@pytest.fixture(scope="session")
+def smoke(environment, tmp_path_factory):
+    """A finished run."""
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    done = launch(environment, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_all_stages_run_and_end_with_the_verdict(smoke):
+    workdir, done = smoke
+    assert done.stdout.startswith("VERDICT: ")
+    for text in ("t'", "t50", "c_p+", "c_id+", "|q|", "leak test", "rank test", "bits/dim", "sensitivity"):
+        assert text in done.stdout, text
+    assert {path.name for path in workdir.iterdir()} >= {
+        *RESULTS, "config.json", "report.json", "report.html", "metrics.jsonl", "figures", "samples", "checkpoints",
+    }  # fmt: skip
+    assert not list((workdir / "partial").glob("*.npz"))
+    assert not list(workdir.rglob(".*.tmp"))
+    html = (workdir / "report.html").read_text()
+    assert "http://" not in html
+    assert "https://" not in html
+    assert html.count("data:image/png;base64,") >= 5
+
+
+def test_results_are_plain_counts_without_times_paths_or_users(smoke):
+    workdir, _ = smoke
+    for name in (*RESULTS, "config.json", "report.json"):
+        text = (workdir / name).read_text()
+        content = json.loads(text)
+        assert content["schema_version"] == 1
+        assert str(ROOT) not in text
+        assert str(Path.home()) not in text
+        assert "wall_s" not in text
+    search = json.loads((workdir / "search.json").read_text())
+    assert all(isinstance(n, int) for n in search["num_detected"])
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} >= {"data", "score", "count", "search", "likelihood", "report"}
+
+
+def test_a_second_call_computes_nothing_and_reports_the_same(smoke, environment):
+    workdir, first = smoke
+    before = {name: (workdir / name).stat().st_mtime_ns for name in RESULTS}
+    report = (workdir / "report.json").read_bytes()
+    again = launch(environment, f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("done already") == len(RESULTS)
+    assert {name: (workdir / name).stat().st_mtime_ns for name in RESULTS} == before
+    assert (workdir / "report.json").read_bytes() == report
+    assert again.stdout == first.stdout
+
+
+def test_report_without_member_images(smoke, environment, tmp_path):
+    shutil.copytree(smoke[0], tmp_path / "run")
+    full = (tmp_path / "run" / "report.html").stat().st_size
+    done = launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=report", "--config.report.show_members=False")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert len(html) < full
+    assert 'alt="Targets' not in html
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(smoke, environment, tmp_path):
+    """kill -9 at random moments, the same command until it is done: counts equal those of the uninterrupted run."""
+    rng, workdir, kills = random.Random(0), tmp_path / "run", 0
+    while True:
+        process = subprocess.Popen(
+            command(f"--workdir={workdir}"),
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            process.wait(timeout=rng.uniform(6, 14) + 4 * kills)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0, process.stderr.read().decode()
+        process.stderr.close()
+        break
+    assert kills >= 1
+    for name in RESULTS:
+        assert (workdir / name).read_bytes() == (smoke[0] / name).read_bytes(), name
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
+    done = launch(environment, f"--workdir={tmp_path / 'run'}", "--dry_run", "--stage=data,score")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+    assert '"num_steps": 60' in done.stdout
+    assert "parameters of the score network" in done.stdout
+    assert "FLOPs of one evaluation" in done.stdout
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    assert "to do" in lines["score"]
+    assert "not asked for" in lines["search"]
+    # 48 samples of 10 steps and 16 chains from level 1.
+    assert "496 evaluations" in lines["count"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stge=data"], "stge"),
+        (["--stage=data,train"], "--stage: got 'train', expected one of classifiers, count, data"),
+        (["word"], "argument 'word'"),
+        (["--config=configs/no_such.py"], "no_such.py"),
+        (["--config.typo=1"], "typo"),
+        (["--config.score.num_stpes=1"], "num_stpes"),
+        (["--config.score.num_steps=-3"], "score.num_steps: got -3"),
+        (["--config.score.num_steps=many"], "many"),
+        (["--config.search.member_levels=11"], "search.member_levels: got 11"),
+        (["--config.data.side=4", "--config.data.num_members=40"], "data.num_members"),
+        (["--config.data.num_pool=3"], "expected"),
+        (["--config.data.source=medmnist", "--config.data.name=octmnist"], "data.name: got 'octmnist'"),
+        (["--config.data.source=medmnist", "--config.data.directory=/nonexistent"], "pathmnist.npz"),
+        (
+            ["--config.model.channels=(8, 8)", "--config.model.attention=(False, False)", "--config.data.side=9"],
+            "image side",
+        ),
+        (["--stage=search"], "got no such file"),
+    ],
+)
+def test_bad_requests_are_one_line_and_exit_status_2(environment, tmp_path, flags, message):
+    done = launch(environment, f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left in ([], ["config.json"]) or set(left) <= {"config.json", "metrics.jsonl"}
+
+
+def test_a_config_that_is_no_config_is_one_line(environment, tmp_path):
+    for text in ("this is not python", "raise RuntimeError('no')", "x = 1", "def get_config():\n    return 3\n"):
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        done = launch(environment, f"--config={path}", f"--workdir={tmp_path / 'run'}")
+        assert done.returncode == 2, (text, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_workdir_of_another_config_or_of_something_else_is_refused(smoke, environment, tmp_path):
+    done = launch(environment, f"--workdir={smoke[0]}", "--config.score.num_steps=61")
+    assert done.returncode == 2
+    assert "score.num_steps = 60" in done.stderr
+    (tmp_path / "thesis.tex").write_text("mine")
+    done = launch(environment, f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "other things in it" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_files_of_a_run_are_named(smoke, environment, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(smoke[0], workdir)
+    good = (workdir / "search.json").read_bytes()
+    for content, message in (
+        (good[:50], "search.json: got an unreadable file"),
+        (good.replace(b'"schema_version": 1', b'"schema_version": 99'), "schema version 99"),
+    ):
+        (workdir / "search.json").write_bytes(content)
+        done = launch(environment, f"--workdir={workdir}")
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[-1]
+    # Deleting it, as advised, computes it again, to the same bytes.
+    (workdir / "search.json").unlink()
+    assert launch(environment, f"--workdir={workdir}").returncode == 0
+    assert (workdir / "search.json").read_bytes() == good
+
+
+def test_a_real_file_is_audited_by_checksum(environment, tmp_path):
+    source = ROOT.parent / "shared" / "data" / "medmnist" / "breastmnist.npz"
+    if not source.is_file():
+        pytest.skip("needs the official breastmnist.npz beside the project")
+    flags = [
+        "--config.data.source=medmnist",
+        "--config.data.name=breastmnist",
+        f"--config.data.directory={tmp_path}",
+        "--stage=data",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    done = launch(environment, *flags)
+    assert done.returncode == 2
+    shutil.copy(source, tmp_path / "breastmnist.npz")
+    assert launch(environment, *flags).returncode == 0
+    identity = json.loads((tmp_path / "run" / "data.json").read_text())["identity"]
+    assert identity["md5"] == "750601b1f35ba3300ea97c75c52ff8f6"
+    broken = bytearray(source.read_bytes())
+    broken[1000] ^= 1
+    (tmp_path / "breastmnist.npz").write_bytes(broken)
+    done = launch(environment, *flags)
+    assert done.returncode == 2
+    assert "MD5" in done.stderr or "md5" in done.stderr
+
+
+def test_metrics_survive_half_a_line(tmp_path):
+    from fpjax.artifacts import MetricsLog
+
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).write("a", value=np.float32(1))
+    path.write_bytes(path.read_bytes() + b'{"half')
+    MetricsLog(path).write("b", value=float("nan"))
+    lines = path.read_bytes().splitlines()
+    assert json.loads(lines[0])["value"] == 1.0
+    assert json.loads(lines[2])["value"] is None
+    assert time.time() - json.loads(lines[2])["time"] < 60
