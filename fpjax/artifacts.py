@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       RequestError: if the file is missing, damaged or of another schema.
     """
-    fix = "delete it and run the same command again"
+    fix = "delete it and run the same command again" if path.name != "config.json" else "use another --workdir"
     check(
         path.is_file(),
         path.name,
@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes an uncompressed `.npz`."""
-    _write_whole(path, lambda file: np.savez(file, **arrays))
+    _write_whole(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(
             f"{path.name}: got a missing or damaged file, expected arrays of an earlier stage; "
-            "fix: delete it and run the same command again"
+            "fix: delete it and the stage's .json, and run the same command again"
         ) from error
 
 
@@ -113,17 +113,14 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         # A killed run may have left half a line.
-        if path.is_file() and not path.read_bytes().endswith(b"\n"):
-            self._append(b"\n")
-
-    def _append(self, content: bytes) -> None:
-        with open(self._path, "ab") as file:
-            file.write(content)
+        if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
 
     def write(self, stage: str, **values: Any) -> None:
         """Appends one event."""
         line = json.dumps(_plain({"time": round(time.time(), 3), "stage": stage, **values}), allow_nan=False)
-        self._append(line.encode() + b"\n")
+        with open(self._path, "ab") as file:
+            file.write(line.encode() + b"\n")
 
 
 class Checkpoints:
@@ -159,7 +156,7 @@ class Checkpoints:
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise RequestError(
                 f"checkpoint at step {step}: got a damaged one or one of another architecture, expected this config's; "
-                "fix: delete its directory to train again, or use the config it was trained with"
+                "fix: delete its directory and the stage's .json to train again, or use the config it was trained with"
             ) from error
         return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), restored, template)
 

@@ -5,7 +5,7 @@ probability-flow ODE. They are different distributions once the score is learned
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class MemberTests:
     rank_p: float
     num_controls: int
     detectable_rate: float  # seen by the leak test with a power of 80 %
-    nll_rank_p: float | None  # among held-out images
+    nll_rank_p: float | None  # among the held-out targets
     bits_per_dim: float | None
 
 
@@ -115,7 +115,7 @@ class Detector:
     oracle_reproduced: int  # of those that are a member
     oracle_samples: int
     oracle_false: Rate  # oracle samples, any held-out head
-    sensitivity_lower: float  # one-sided; the smaller of both
+    sensitivity_lower: float  # one-sided; the smallest of both kinds and all members
     false_rate_upper: float  # one-sided, generated images
     threshold: float
 
@@ -172,7 +172,7 @@ def _rate(hits: int, trials: int, confidence: float) -> Rate:
     return Rate(int(hits), int(trials), hits / trials, float(lower), float(upper))
 
 
-def _one_sided(rate: Rate, side: str, confidence: float) -> float:
+def _one_sided(rate: Rate, side: Literal["lower", "upper"], confidence: float) -> float:
     """One-sided limit of a fraction; no trials give the useless one."""
     if rate.trials == 0:
         return 0.0 if side == "lower" else 1.0
@@ -184,8 +184,10 @@ def _detector(classifiers: dict[str, Any], count: dict[str, Any], settings: Audi
     """Both classifiers' errors from what the stages counted."""
     real, oracle, c = classifiers["errors"], count["oracle"], settings.confidence
     generated = _rate(count["control_hit_samples"], count["num_samples"] if count["num_controls"] else 0, c)
-    low = _rate(count["sensitivity_detected"], count["sensitivity_chains"], c)
-    seen = _rate(oracle["chains_detected"] + oracle["detected"], oracle["chains_reproduced"] + oracle["reproduced"], c)
+    members = len(count["sensitivity_detected"])
+    lows = [_rate(hits, count["sensitivity_chains"], c) for hits in count["sensitivity_detected"]]
+    seens = [_rate(*pair, c) for pair in zip(oracle["chains_detected"], oracle["chains_reproduced"], strict=True)]
+    low, seen = (_rate(sum(r.hits for r in rates), sum(r.trials for r in rates), c) for rates in (lows, seens))
     real_joint = _rate(real["joint_false_images"], real["num_images"], c)
     looked = 2 * real["num_images"]
     return Detector(
@@ -203,7 +205,7 @@ def _detector(classifiers: dict[str, Any], count: dict[str, Any], settings: Audi
         oracle_reproduced=oracle["reproduced"],
         oracle_samples=oracle["num_samples"],
         oracle_false=_rate(oracle["control_hit_samples"], oracle["num_samples"] if count["num_controls"] else 0, c),
-        sensitivity_lower=min(_one_sided(r, "lower", c) for r in (low, seen)),
+        sensitivity_lower=min(_one_sided(r, "lower", 1 - (1 - c) / members) for r in lows + seens),
         false_rate_upper=_one_sided(generated if generated.trials else real_joint, "upper", c),
         threshold=classifiers["threshold"],
     )
@@ -237,8 +239,12 @@ def _target(
     lower, upper = stats.clopper_pearson(hits, chains, confidence=settings.confidence)
     t50 = stats.t50(times, hits, chains)
     t50_lower, t50_upper = stats.t50_interval(times, hits, chains, seed=seed, confidence=settings.confidence)
-    t_prime = stats.t_prime(times, hits)
-    t_lower, t_upper = stats.t_prime_range(times, hits, chains, coverage=settings.confidence)
+    # t' grows with the chains: it is that of the curve alone, where there is one.
+    alone = mine & (table["phase"] == table["phase"][mine].max())
+    columns = (table[name][alone] for name in ("level", "num_detected", "num_chains", "num_identity"))
+    curve_levels, curve_hits, curve_chains, curve_identity = columns
+    t_prime = stats.t_prime(t[curve_levels], curve_hits)
+    t_lower, t_upper = stats.t_prime_range(t[curve_levels], curve_hits, curve_chains, coverage=settings.confidence)
     return TargetResult(
         row=row,
         member=row < search["num_members"],
@@ -255,7 +261,7 @@ def _target(
         t_prime=t_prime,
         t_prime_lower=t_lower,
         t_prime_upper=t_upper,
-        t_prime_identity=stats.t_prime(times, pooled["num_identity"]),
+        t_prime_identity=stats.t_prime(t[curve_levels], curve_identity),
         t_prime_alpha=stats.t_prime_alpha(times, hits, chains, floor=floor, alpha=1 - settings.confidence),
         t50=t50,
         t50_lower=float(t50_lower),
@@ -365,7 +371,9 @@ def make_audit(
     ]
     controls = [target.t50_rank for target in targets[num_members:]]
     groups = _nll(likelihood)
-    held_out = next((g.bits_per_dim for g in groups if g.name == "held-out"), [])
+    # Marked in the same way; one whose density did not converge counts as likelier than the member.
+    controls_nll = next((g for g in groups if g.name == "held-out target"), None)
+    held_out = controls_nll.bits_per_dim + [-np.inf] * controls_nll.not_converged if controls_nll else []
     n = count["num_samples"]
     false = (
         (count["control_hit_samples"], n)
@@ -404,7 +412,7 @@ def make_audit(
                     beta=beta,
                     sensitivity=max(detector.sensitivity_lower, 1e-6),
                 ),
-                # A member that is more likely than held-out images has fewer bits than they.
+                # A member that is likelier than held-out targets has fewer bits than they.
                 nll_rank_p=stats.rank_p_value(-bits, [-b for b in held_out]) if bits is not None and held_out else None,
                 bits_per_dim=bits,
             )

@@ -16,7 +16,7 @@ def random_disc(key: Key, shape: tuple[int, int], radius: int) -> jax.Array:
 
 def stamp_randomly(key: Key, image: Image, radius: int) -> Image:
     """The image with a fingerprint at a random place (paper eq. 10)."""
-    return stamp(image, random_disc(key, image.shape[:2], radius), FINGERPRINT_VALUE)
+    return stamp(image, random_disc(key, (image.shape[0], image.shape[1]), radius), FINGERPRINT_VALUE)
 
 
 def mask_randomly(key: Key, image: Image, radius: int, max_masks: int) -> Image:

@@ -248,7 +248,7 @@ def make_engine(
     image_shape: tuple[int, int, int],
     settings: EngineSettings,
     *,
-    devices: list[jax.Device] | None = None,
+    devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Engine:
     """Builds the engine; it compiles once, at the first block, for any number of targets' chains and levels.
 
@@ -277,11 +277,14 @@ def make_engine(
 def slot_shapes(engine: Engine, params: Any) -> Slots:
     """Shapes, types and placement of the slots."""
     rows, placed = engine.mesh.size * engine.settings.slots, NamedSharding(engine.mesh, P("chains"))
-    state = jax.eval_shape(lambda params: engine.make_sampler(params).init(jnp.zeros(engine.image_shape)), params)
-    ints = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def slot(params: Any) -> Slots:
+        zero = jnp.zeros((), jnp.int32)
+        return Slots(engine.make_sampler(params).init(jnp.zeros(engine.image_shape)), zero, zero, zero, zero)
+
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=placed),
-        Slots(state, ints, ints, ints, ints),
+        jax.eval_shape(slot, params),
     )
 
 
@@ -351,11 +354,13 @@ def run_chains(
     check(len(work.level) < 2**31, "work", got=len(work.level), expected="fewer than 2^31 chains", fix="split it")
 
     state = state or initial_state(engine, params)
-    targets = jnp.asarray(targets, jnp.float32)
+    # Once, and to all devices: parameters arrive on one of them.
+    everywhere = NamedSharding(engine.mesh, P())
+    params, key, on_device = jax.device_put((params, key, jnp.asarray(targets, jnp.float32)), everywhere)
     capacity = engine.capacity
     while state.num_finished < len(work.level):
         queue, num_queued = _window(work, state.taken, engine.window)
-        slots, finished, tally = engine.advance(params, key, targets, state.slots, queue, num_queued)
+        slots, finished, tally = engine.advance(params, key, on_device, state.slots, queue, num_queued)
         tally = jax.tree.map(np.asarray, tally)
         rows = np.concatenate([np.arange(n) + d * capacity for d, n in enumerate(tally.num_finished)])
         target, level, chain, finite = (np.asarray(c)[rows] for c in finished[1:])

@@ -6,8 +6,8 @@ own disc, and random discs cover both (paper, section 5.2 and appendix A).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jaxtyping import Array
 
 from .artifacts import Checkpoints, MetricsLog
 from .augment import add_noise, mask_randomly, stamp_randomly
@@ -116,11 +117,12 @@ def identity_example(
     label = jax.random.bernoulli(key_label, rate)
     head = jax.random.randint(key_head, (), 0, len(data.targets))
     kind = jax.random.randint(key_kind, (), 0, 4)
-    fresh = partial(stamp_randomly, key_disc, radius=radius)
+    fresh = functools.partial(stamp_randomly, key_disc, radius=radius)
     positive_image = jnp.where(kind < 2, data.targets[head], fresh(data.originals[head]))
     other = data.others[jax.random.randint(key_row, (), 0, len(data.others))]
     center = data.centers[head]
-    same_place = stamp(other, disc_mask(other.shape[:2], (center[0], center[1]), radius), FINGERPRINT_VALUE)
+    height, width, _ = other.shape
+    same_place = stamp(other, disc_mask((height, width), (center[0], center[1]), radius), FINGERPRINT_VALUE)
     negative_image = jnp.where(kind == 0, same_place, jnp.where(kind == 1, fresh(other), other))
     image = jnp.where(label, positive_image, negative_image)
     image = mask_randomly(key_mask, image, radius, settings.max_masks)
@@ -195,9 +197,9 @@ def _fit(
     @jax.jit
     def val_loss(variables: Any) -> jax.Array:
         parts = [model.apply(variables, part) for part in jnp.array_split(val_images, num_batches)]
-        return bce(jnp.concatenate(parts), val_labels)
+        return bce(jnp.concatenate(parts), val_labels)  # pyright: ignore[reportArgumentType]
 
-    state = jit_once(partial(init_fit, model, settings))(key_init, train.others[:1])
+    state = jit_once(functools.partial(init_fit, model, settings))(key_init, train.others[:1])
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
     progress = Progress(label, settings.max_epochs, "epochs", done=int(state.epoch))
@@ -278,12 +280,12 @@ def train_detectors(
     )
     states = []
     for i, (label, example, rate, rate_val, weight) in enumerate(specs):
-        make = partial(example, radius=radius, settings=settings)
+        make = functools.partial(example, radius=radius, settings=settings)
         states.append(
             _fit(
                 models[i],
-                partial(make, rate=rate),
-                partial(make, rate=rate_val),
+                functools.partial(make, rate=rate),
+                functools.partial(make, rate=rate_val),
                 train,
                 val,
                 settings,
@@ -294,19 +296,24 @@ def train_detectors(
                 label=label,
             )
         )
-    return Detectors(*(s.best_variables for s in states), epochs=tuple(int(s.epoch) for s in states))
+    fingerprint, identity = states
+    epochs = int(fingerprint.epoch), int(identity.epoch)
+    return Detectors(fingerprint.best_variables, identity.best_variables, epochs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any, images: Images) -> tuple[Array, Array]:
+    disc: Any = models[0].apply(fingerprint, images)
+    who: Any = models[1].apply(identity, images)
+    return jax.nn.sigmoid(disc[:, 0]), jax.nn.sigmoid(who)
 
 
 def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any) -> DetectFn:
-    """Scores of both classifiers in evaluation mode; see `DetectFn`."""
+    """Scores of both classifiers in evaluation mode, compiled; see `DetectFn`.
 
-    def detect_fn(images: Images) -> tuple[jax.Array, jax.Array]:
-        return (
-            jax.nn.sigmoid(models[0].apply(fingerprint, images)[:, 0]),
-            jax.nn.sigmoid(models[1].apply(identity, images)),
-        )
-
-    return detect_fn
+    The weights are arguments of the compiled function, not constants in it.
+    """
+    return functools.partial(_scores, models, fingerprint, identity)
 
 
 def detect_all(
@@ -336,7 +343,8 @@ def detect_all(
     if not parts:
         shapes = jax.eval_shape(detect, images[:1])
         return np.zeros(0, bool), np.zeros((0, shapes[1].shape[1]), bool)
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    fingerprint, identity = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return fingerprint, identity
 
 
 class RealErrors(NamedTuple):
@@ -377,13 +385,13 @@ def measure_errors(
         keys = [
             jax.random.split(jax.random.fold_in(key, i), n) for i, n in enumerate((len(clean), *2 * (len(repeated),)))
         ]
-        fresh = jax.vmap(partial(stamp_randomly, radius=radius))
-        noisy = jax.vmap(partial(add_noise, max_std=settings.max_noise))
+        fresh = jax.vmap(functools.partial(stamp_randomly, radius=radius))
+        noisy = jax.vmap(functools.partial(add_noise, max_std=settings.max_noise))
         return fresh(keys[0], clean), noisy(keys[2], fresh(keys[1], repeated))
 
     stamped, repeated = prepare(key, clean, repeated)
     rows = np.arange(len(images))
-    look = partial(detect_all, detect, threshold=settings.threshold)
+    look = functools.partial(detect_all, detect, threshold=settings.threshold)
     clean_p, _ = look(clean, rows)
     stamped_p, stamped_id = look(stamped, rows)
     _, own_id = look(repeated, np.arange(len(repeated)))

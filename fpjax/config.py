@@ -4,7 +4,8 @@ Settings live with the code that reads them; this module fills them and says wha
 """
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
@@ -64,7 +65,7 @@ def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):
-        return isinstance(value, int | float)
+        return isinstance(value, int | float) and math.isfinite(value)
     if isinstance(default, tuple):
         return isinstance(value, tuple | list) and all(type(v) is type(default[0]) for v in value)
     return isinstance(value, type(default))
@@ -93,7 +94,7 @@ def _fill(section: str, settings: type, values: Any) -> Any:
             _fits(value, defaults[name]),
             f"{section}.{name}",
             got=repr(value),
-            expected=f"the type of {defaults[name]!r}",
+            expected=f"a finite value of the type of {defaults[name]!r}",
             fix="give a value of that type",
         )
     return settings(
@@ -114,7 +115,7 @@ def make_config(config: ConfigDict) -> Config:
     Raises:
       RequestError: unknown section or field, wrong type, value out of range.
     """
-    fields = {field.name: field.type for field in dataclasses.fields(Config)}
+    fields = get_type_hints(Config)
     values = config.to_dict()
     for name in values:
         check(

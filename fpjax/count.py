@@ -58,8 +58,8 @@ class CountResult(NamedTuple):
     num_identity: np.ndarray  # (targets,) c_id+ of each head
     num_detected: np.ndarray  # (targets,) both
     control_hit_samples: int  # samples in which some held-out head and c_p say yes: false by construction
-    sensitivity_chains: int
-    sensitivity_detected: int
+    sensitivity_chains: int  # from each member
+    sensitivity_detected: np.ndarray  # (members,)
     sensitivity_level: int
     evaluations: int
     executed: int
@@ -129,7 +129,7 @@ def count(
         tally["detected"] += both[plain].sum(axis=0)
         tally["control_hits"] += int(both[plain][:, num_members:].any(axis=1).sum())
         low = np.flatnonzero(~plain)
-        tally["low_detected"] += int(both[low, block.target[low]].sum())
+        np.add.at(tally["low_detected"], block.target[low], both[low, block.target[low]])
         hits = np.flatnonzero(plain & both[:, :num_members].any(axis=1))
         first = np.flatnonzero(plain & (block.chain < KEPT_SAMPLES))
         for name, chosen in (("hit", hits), ("sample", first)):
@@ -142,7 +142,7 @@ def count(
         "identity": np.zeros(len(targets), np.int64),
         "detected": np.zeros(len(targets), np.int64),
         "control_hits": np.zeros((), np.int64),
-        "low_detected": np.zeros((), np.int64),
+        "low_detected": np.zeros(num_members, np.int64),
     }
     for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES)):
         tally |= {
@@ -162,8 +162,8 @@ def count(
         tally["identity"],
         tally["detected"],
         int(tally["control_hits"]),
-        settings.sensitivity_chains * num_members,
-        int(tally["low_detected"]),
+        settings.sensitivity_chains,
+        tally["low_detected"],
         sensitivity_level(engine.grid),
         state.num_useful,
         state.num_executed,
@@ -183,9 +183,9 @@ class OracleResult(NamedTuple):
     detected: int  # of those, seen
     false_detected: int  # other plain samples taken for a member
     control_hit_samples: int
-    num_chains: int
-    chains_reproduced: int
-    chains_detected: int  # of the reproduced
+    num_chains: int  # from each member
+    chains_reproduced: np.ndarray  # (members,)
+    chains_detected: np.ndarray  # (members,) of the reproduced
     level: int
     evaluations: int
     executed: int
@@ -239,17 +239,23 @@ def audit_oracle(
                 plain & both[:, num_members:].any(axis=1),
             )
         ]
-        tally["chains"] += [int(back.sum()), int((back & seen).sum())]
+        np.add.at(tally["reproduced"], block.target[back], 1)
+        np.add.at(tally["detected"], block.target[back], seen[back])
 
-    tally = {"plain": np.zeros(4, np.int64), "chains": np.zeros(2, np.int64)}
+    tally = {"plain": np.zeros(4, np.int64)} | {n: np.zeros(num_members, np.int64) for n in ("reproduced", "detected")}
     state = run_saved(
         engine, images, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="count (oracle)"
     )
+    reproduced, detected, false_detected, control_hit_samples = tally["plain"].tolist()
     return OracleResult(
         settings.oracle_samples,
-        *tally["plain"].tolist(),
-        settings.oracle_chains * num_members,
-        *tally["chains"].tolist(),
+        reproduced,
+        detected,
+        false_detected,
+        control_hit_samples,
+        settings.oracle_chains,
+        tally["reproduced"],
+        tally["detected"],
         level,
         state.num_useful,
         state.num_executed,

@@ -4,7 +4,7 @@ Nearly every function takes NumPy arrays on the host and JAX arrays, traced ones
 `dequantize` draws, so it is JAX only.
 """
 
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -50,6 +50,16 @@ images or a smaller disc
     )
 
 
+@overload
+def disc_mask(
+    shape: tuple[int, int], center: tuple[Shaped[Array, ""], Shaped[Array, ""]], radius: int
+) -> Bool[Array, "h w"]: ...
+
+
+@overload
+def disc_mask(shape: tuple[int, int], center: tuple[int, int], radius: int) -> Bool[np.ndarray, "h w"]: ...
+
+
 def disc_mask(
     shape: tuple[int, int], center: tuple[int | Shaped[Array, ""], int | Shaped[Array, ""]], radius: int
 ) -> Bool[np.ndarray | Array, "h w"]:
@@ -68,10 +78,8 @@ def disc_mask(
 
 
 def stamp(
-    image: Shaped[np.ndarray | Array, "h w c"],
-    mask: Bool[np.ndarray | Array, "h w"],
-    value: int | float | Shaped[Array, ""],
-) -> Shaped[np.ndarray | Array, "h w c"]:
+    image: Shaped[AnyArray, "h w c"], mask: Bool[AnyArray, "h w"], value: int | float
+) -> Shaped[AnyArray, "h w c"]:
     """Paper eq. 10, x_p = x_i (1 - L_p) + x_SAF L_p: `value` under the mask, `image` elsewhere, bit by bit.
 
     Args:

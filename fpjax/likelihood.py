@@ -16,6 +16,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .artifacts import MetricsLog, read_arrays, write_arrays
@@ -23,7 +24,7 @@ from .checks import RequestError, check, in_range, one_of, positive
 from .fingerprint import dequantize, to_model
 from .progress import Progress
 from .sde import T_MIN_DENSITY, SubVP, flow_drift, prior_logp
-from .types import Image, Key, Scalar, ScoreFn, Time
+from .types import Image, Key, Scalar, ScoreFn
 
 SOLVERS: dict[str, Callable[[], diffrax.AbstractAdaptiveSolver]] = {
     "dopri5": diffrax.Dopri5,
@@ -115,9 +116,9 @@ def log_likelihood(
     if settings.num_probes:
         probes = jax.random.rademacher(key, (settings.num_probes, *x.shape), x.dtype)
 
-    def field(t: Time, state: tuple[Image, Scalar], _: Any) -> tuple[Image, Scalar]:
-        t = jnp.asarray(t, x.dtype)
-        return divergence(lambda y: flow_drift(sde, score_fn, y, t), state[0], probes=probes)
+    def field(t: ArrayLike, state: tuple[Image, Scalar], _: Any) -> tuple[Image, Scalar]:
+        time = jnp.asarray(t, x.dtype)
+        return divergence(lambda y: flow_drift(sde, score_fn, y, time), state[0], probes=probes)
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
@@ -131,7 +132,7 @@ def log_likelihood(
         stepsize_controller=diffrax.PIDController(rtol=settings.rtol, atol=settings.atol),
         adjoint=diffrax.ForwardMode(),
     )
-    end, delta = (leaf[0] for leaf in solution.ys)
+    end, delta = jax.tree.map(lambda leaf: leaf[0], solution.ys)
     prior = terminal_logp(end)
     nats = prior + delta
     converged = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(nats)

@@ -38,7 +38,7 @@ from .score import TIME_SCALE, dsm_loss, make_score_fn
 from .sde import TimeGrid, time_grid
 from .search import search, search_work
 from .training import TrainState, fit, init_state, jit_once
-from .types import Key, ScoreFn
+from .types import DetectFn, Key, ScoreFn
 
 RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood")
 NEEDS = {
@@ -197,8 +197,8 @@ class Run:
         return classifier.make_models(self.config.resnet, len(self.planted.targets))
 
     @functools.cached_property
-    def detect(self) -> Callable:
-        """Jitted scores of both trained classifiers."""
+    def detect(self) -> DetectFn:
+        """Scores of both trained classifiers."""
         self.result("classifiers")
         found = []
         for model, name in zip(self.classifier_models, classifier.NAMES, strict=True):
@@ -207,7 +207,7 @@ class Run:
             checkpoints = self.checkpoints(name)
             found.append(checkpoints.restore(_on_device(shapes)).best_variables)
             checkpoints.close()
-        return jax.jit(classifier.make_detect_fn(self.classifier_models, *found))
+        return classifier.make_detect_fn(self.classifier_models, *found)
 
 
 def _on_device(shapes: Any) -> Any:
@@ -239,9 +239,11 @@ def _classifiers(run: Run) -> None:
 
     def data(images: np.ndarray) -> DetectorData:
         centers = jnp.asarray([(target.row, target.col) for target in planted.record], jnp.int32)
-        return DetectorData(*(jnp.asarray(to_model(a)) for a in (images, planted.targets, planted.originals)), centers)
+        return DetectorData(
+            *(jnp.asarray(to_model(a)) for a in (images, planted.targets, planted.originals)), centers=centers
+        )
 
-    checkpoints = tuple(run.checkpoints(name) for name in classifier.NAMES)
+    checkpoints = run.checkpoints(classifier.NAMES[0]), run.checkpoints(classifier.NAMES[1])
     detectors = classifier.train_detectors(
         run.classifier_models,
         data(others),
@@ -254,7 +256,7 @@ def _classifiers(run: Run) -> None:
     )
     for part in checkpoints:
         part.close()
-    detect = jax.jit(classifier.make_detect_fn(run.classifier_models, detectors.fingerprint, detectors.identity))
+    detect = classifier.make_detect_fn(run.classifier_models, detectors.fingerprint, detectors.identity)
     errors = classifier.measure_errors(
         detect,
         planted.test,
@@ -449,7 +451,8 @@ def _claim(config: Config, workdir: Path) -> None:
     resolved, path = describe_config(config), workdir / "config.json"
     if not path.is_file():
         check(
-            not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())),
+            not workdir.exists()
+            or (workdir.is_dir() and all(path.name == ".config.json.tmp" for path in workdir.iterdir())),
             f"--workdir={workdir.name}",
             got="a file, or a directory with other things in it",
             expected="a new directory, or that of an earlier run",

@@ -261,7 +261,7 @@ def _count_cells(result: AuditResult, member: TargetResult, test: MemberTests) -
 def _likelihood_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
     p = _small(test.nll_rank_p)
     rank = p if p == MISSING else f"p = {p} (small: likelier than they are)"
-    return {"NLL of the member, bits/dim": _fixed(test.bits_per_dim, 2), "its rank among held-out images": rank}
+    return {"NLL of the member, bits/dim": _fixed(test.bits_per_dim, 2), "its rank among held-out targets": rank}
 
 
 def _table_of(result: AuditResult, cells: Callable[[AuditResult, TargetResult, MemberTests], dict[str, str]]) -> Rows:
@@ -819,7 +819,7 @@ def _evidence(result: AuditResult) -> str:
             "rate seen with a power of 80 %",
         ),
         _search_cells: ("t50 (half the chains return)", "t50 of the held-out controls", "rank test of t50"),
-        _likelihood_cells: ("its rank among held-out images",),
+        _likelihood_cells: ("its rank among held-out targets",),
     }
     rows = [row for cells, labels in wanted.items() for row in _table_of(result, cells) if row[0] in labels]
     rows = [("likelihood: " + label if label.startswith("its rank") else label, *rest) for label, *rest in rows]

@@ -38,4 +38,4 @@ def dsm_loss(
     net = model.apply(
         {"params": params}, scale * images + std * noise, TIME_SCALE * t, train=True, rngs={"dropout": key_dropout}
     )
-    return jnp.mean((net - noise) ** 2)
+    return jnp.mean((net - noise) ** 2)  # pyright: ignore[reportOperatorIssue]

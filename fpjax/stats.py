@@ -17,7 +17,7 @@ A test of level a rejects when p <= a; each p-value here satisfies P(p <= a) <= 
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,14 @@ from .checks import check, in_range, one_of
 Count = int | np.integer
 Counts = Count | Sequence[Count] | NDArray
 Values = Sequence | NDArray
+End = TypeVar("End", float, NDArray)
 
 
-class Interval(NamedTuple):
+class Interval(NamedTuple, Generic[End]):
     """Ends of a confidence interval: numbers, or arrays of one shape."""
 
-    lower: float | NDArray
-    upper: float | NDArray
+    lower: End
+    upper: End
 
 
 def _inside(what: str, value: float) -> None:
@@ -78,7 +79,7 @@ def clopper_pearson(
     *,
     confidence: float = 0.95,
     side: Literal["both", "lower", "upper"] = "both",
-) -> Interval:
+) -> Interval[NDArray]:
     """Exact confidence interval for a binomial rate (Clopper & Pearson 1934), elementwise.
 
     >>> low, high = clopper_pearson(0, 16, side="upper")
@@ -182,7 +183,7 @@ def t50_interval(
     seed: int,
     resamples: int = 1000,
     confidence: float = 0.95,
-) -> Interval:
+) -> Interval[float]:
     """Confidence interval for the time at which a non-increasing q crosses 1/2, by parametric bootstrap.
 
     Counts are redrawn from the isotonic fit of (hits + 1/2) / (chains + 1): the plain fit is 0 or 1 at most levels,
@@ -249,7 +250,7 @@ def t_prime(times: Values, hits: Counts) -> float:
     return float(np.max(times[hits > 0], initial=0.0))
 
 
-def t_prime_range(times: Values, hits: Counts, chains: Counts, *, coverage: float = 0.95) -> Interval:
+def t_prime_range(times: Values, hits: Counts, chains: Counts, *, coverage: float = 0.95) -> Interval[float]:
     """Where t' of another search with the same levels and chains would fall, at the fitted curve.
 
     P(t' <= t_i) is the product of (1 - q_j)^chains_j over the levels above i, exactly, at the isotonic fit q. Where
@@ -448,7 +449,7 @@ def detectable_rate(
 
 def reproduction_interval(
     hits: Count, samples: Count, *, sensitivity_lower: float, confidence: float = 0.95
-) -> Interval:
+) -> Interval[float]:
     """Confidence interval for the reproduction rate, allowing for reproductions that the detectors miss.
 
     Clopper-Pearson for the rate of detections, its upper end divided by the lower limit of the sensitivity and capped

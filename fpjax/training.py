@@ -130,22 +130,22 @@ def fit(
     single = jax.jit(step, donate_argnums=0)
     scanned = jax.jit(many, donate_argnums=0)
     one_by_one = jax.default_backend() == "cpu"
-    data = jnp.asarray(data)
+    on_device = jnp.asarray(data)
     done = int(state.step)
     progress = Progress(label, settings.num_steps, "steps", done=done)
     while done < settings.num_steps:
         chunk = min(settings.log_every - done % settings.log_every, settings.num_steps - done)
         if chunk == settings.log_every and not one_by_one:
-            state, metrics = scanned(state, data, key)
+            state, metrics = scanned(state, on_device, key)
         else:
             parts = []
             for _ in range(chunk):
-                state, metrics = single(state, data, key)
+                state, metrics = single(state, on_device, key)
                 parts.append(metrics)
             metrics = jax.tree.map(lambda *values: sum(values) / len(values), *parts)
         before, done = done, done + chunk
         metrics = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(metrics["loss"]):
+        if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
             raise StageError(
                 f"{label}: loss {metrics['loss']} between steps {before} and {done}; last good checkpoint at step "
                 f"{checkpoints.latest_step}; lower the learning rate, or check the images for constant values"

@@ -31,7 +31,7 @@ def results(
     rows += [(0, 1, level, 16, 16, 2 * n, 2 * n) for level, n in zip(LEVELS, member_curve, strict=True)]
     names = ("target", "phase", "level", "num_chains", "num_fingerprint", "num_identity", "num_detected")
     search = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    groups = ["member", "clean original"] + ["held-out"] * 4
+    groups = ["member", "clean original"] + ["held-out target"] * 4
     return {
         "data": {"num_train": num_train},
         "score": {},
@@ -56,7 +56,7 @@ def results(
             "control_hit_samples": false,
             "num_controls": controls,
             "sensitivity_chains": 256,
-            "sensitivity_detected": sensitivity,
+            "sensitivity_detected": [sensitivity],
             "evaluations": 10,
             "executed": 11,
             "oracle": {
@@ -66,8 +66,8 @@ def results(
                 "false_detected": 0,
                 "control_hit_samples": 0,
                 "num_chains": 256,
-                "chains_reproduced": 246,
-                "chains_detected": 246,
+                "chains_reproduced": [246],
+                "chains_detected": [246],
             },
         },
         "search": {**search, "num_members": 1, "evaluations": 100, "executed": 101},
@@ -118,7 +118,7 @@ def test_the_rank_uses_only_chains_that_controls_have_too():
     member, control = result.targets[0], result.targets[1]
     assert member.t50_rank == control.t50_rank
     assert member.t50 > control.t50
-    assert member.t_prime == pytest.approx(float(GRID.t[16]))
+    assert member.t_prime == pytest.approx(float(GRID.t[16]))  # of the curve's chains alone
     assert control.t_prime == pytest.approx(float(GRID.t[8]))
     assert result.tests[0].rank_p == 1.0
 
@@ -155,8 +155,19 @@ def test_detector_rates():
     assert (detector.joint_false_real.hits, detector.joint_false_real.trials) == (2, 400)
     assert (detector.fingerprint_accuracy.hits, detector.fingerprint_accuracy.trials) == (797, 800)
     assert (detector.identity_accuracy.hits, detector.identity_accuracy.trials) == (640 + 400 - 3 - 4, 1040)
-    assert detector.sensitivity_oracle.hits == detector.sensitivity_oracle.trials == 256
-    assert detector.sensitivity_lower == pytest.approx(0.05 ** (1 / 256), rel=1e-6)
+    assert detector.sensitivity_oracle.hits == detector.sensitivity_oracle.trials == 246
+    assert detector.sensitivity_lower == pytest.approx(0.05 ** (1 / 246), rel=1e-6)
+
+
+def test_one_blind_head_among_many_members_is_noticed():
+    contents = results(controls=19)
+    contents["count"]["sensitivity_detected"] = [256, 0]
+    contents["count"]["oracle"] |= {"chains_reproduced": [250, 250], "chains_detected": [250, 250]}
+    contents["search"]["num_members"] = 2
+    result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
+    assert result.detector.sensitivity_low.estimate == pytest.approx(0.5)
+    assert result.detector.sensitivity_lower == 0.0
+    assert result.verdict.verdict == INCONCLUSIVE
 
 
 def test_floor_is_the_larger_of_chance_and_false_positives():
@@ -176,12 +187,12 @@ def test_curve_pools_both_phases():
 
 def test_likelihood_groups_leave_out_what_did_not_converge():
     result = audit()
-    held_out = next(g for g in result.nll if g.name == "held-out")
+    held_out = next(g for g in result.nll if g.name == "held-out target")
     assert held_out.bits_per_dim == [3.5, 4.5, 1.5]
     assert held_out.not_converged == 1
     assert held_out.mean == pytest.approx(9.5 / 3)
-    # One of three held-out images is likelier than the member: (1 + 1) / (3 + 1).
-    assert result.tests[0].nll_rank_p == pytest.approx(0.5)
+    # One of four is likelier than the member, and one that did not converge might be: (1 + 2) / (4 + 1).
+    assert result.tests[0].nll_rank_p == pytest.approx(0.6)
     assert result.tests[0].bits_per_dim == 2.0
 
 

@@ -151,7 +151,7 @@ def reference():
     return work, targets, found
 
 
-@pytest.mark.parametrize(("slots", "block_steps"), [(1, 50), (5, 3), (64, 100)])
+@pytest.mark.parametrize(("slots", "block_steps"), [(2, 50), (5, 3), (64, 100)])
 def test_images_do_not_depend_on_slots_or_blocks(reference, slots, block_steps):
     work, targets, expected = reference
     found, state = ends(gaussian_engine(slots=slots, block_steps=block_steps), work, targets)
@@ -305,6 +305,19 @@ def test_a_state_of_other_work_is_not_taken_up(tmp_path, monkeypatch):
         )
         done.append(int(tally["n"][0]))
     assert done == [30, 31]
+
+
+def test_parameters_on_one_device_serve_all():
+    """As checkpoints are restored: committed to the first device, with slots on two."""
+    assert len(jax.devices()) == 2
+    grid = time_grid(SDE, 8)
+    engine = make_engine(
+        lambda params: SAMPLERS["ancestral"](SDE, grid, lambda x, t: params * x), grid, SHAPE, EngineSettings(4, 4)
+    )
+    params = jax.device_put(jnp.asarray(-1.0), jax.devices()[0])
+    work = make_work(NO_TARGET, 8, np.arange(20))
+    blocks = run_chains(engine, params, np.zeros((1, *SHAPE), np.float32), work, key=jax.random.key(0))
+    assert sum(len(block.rows) for block in blocks) == 20
 
 
 def test_a_non_finite_chain_stops_and_is_named():

@@ -115,13 +115,16 @@ def brightness_detect(images):
     return (first > 0.3).astype(jnp.float32), heads.astype(jnp.float32)
 
 
+jit_detect = jax.jit(brightness_detect)
+
+
 def test_detect_all_pads_and_keeps_order():
     images = np.random.default_rng(0).normal(0.3, 0.3, (23, 2, 2, 1)).astype(np.float32)
     rows = np.array([5, 0, 22, 7, 7])
-    found = detect_all(jax.jit(brightness_detect), jnp.asarray(images), rows, threshold=0.5, batch_size=2)
+    found = detect_all(jit_detect, jnp.asarray(images), rows, threshold=0.5, batch_size=2)
     np.testing.assert_array_equal(found[0], images[rows, 0, 0, 0] > 0.3)
     np.testing.assert_array_equal(found[1][:, 1], images[rows, 0, 1, 0] > 0.6)
-    empty = detect_all(jax.jit(brightness_detect), jnp.asarray(images), rows[:0], threshold=0.5)
+    empty = detect_all(jit_detect, jnp.asarray(images), rows[:0], threshold=0.5)
     assert (empty[0].shape, empty[1].shape) == ((0,), (0, 3))
 
 
@@ -167,7 +170,7 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
         engine,
         None,
         TARGETS,
-        jax.jit(brightness_detect),
+        jit_detect,
         settings,
         num_members=1,
         threshold=0.5,
@@ -228,7 +231,7 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
         engine,
         None,
         TARGETS,
-        jax.jit(brightness_detect),
+        jit_detect,
         settings,
         num_members=2,
         threshold=0.5,
@@ -246,7 +249,12 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
     np.testing.assert_array_equal(result.num_identity, heads.sum(axis=0))
     np.testing.assert_array_equal(result.num_detected, (heads & first[:, None]).sum(axis=0))
     assert result.control_hit_samples == 0
-    assert result.sensitivity_chains == 18
+    assert result.sensitivity_chains == 9
+    expected = [
+        sum(image[0, 0, 0] > 0.3 and image[0, 1, 0] > b for (t, _, _), image in images.items() if t == row)
+        for row, b in enumerate((0.3, 0.6))
+    ]
+    np.testing.assert_array_equal(result.sensitivity_detected, expected)
     low = [image for (target, _, _), image in images.items() if target != NO_TARGET]
     assert len(low) == 18
     hits = np.flatnonzero(first & heads[:, :2].any(axis=1))[:8]

@@ -50,7 +50,7 @@ Counting (sampler: ancestral, 200 levels, SubVP)
 
 Likelihood (probability-flow ODE, t_min = 1e-05)
   NLL of the member, bits/dim           3.41
-  its rank among held-out images        p = 0.059 (small: likelier than they are)
+  its rank among held-out targets       p = 0.059 (small: likelier than they are)
 
 Likelihood of groups, bits/dim (probability-flow ODE, t_min = 1e-05)
   mean NLL, member                      3.41, 1 image
@@ -297,7 +297,7 @@ def test_text_shows_gaps_and_censored_values():
         "log-SNR at t50; at t' n/a; n/a",
         "rank test of t50 n/a (no held-out controls)",
         "NLL of the member, bits/dim n/a",
-        "its rank among held-out images n/a",
+        "its rank among held-out targets n/a",
         "80 % none (too few samples or too poor detectors)",
         "joint false hits, generated images n/a (no trials)",
         "held-out n/a, 0 images, 3 more did not converge",

@@ -91,6 +91,13 @@ class DataSettings:
             expected=f"at least data.num_members = {self.num_members}, or 0 for all images",
             fix="train on more images or plant fewer members",
         )
+        check(
+            self.dequantize or not self.repeat_grey,
+            "data.dequantize",
+            got="False with data.repeat_grey",
+            expected="True: three equal channels have no density without noise of their own",
+            fix="set data.dequantize=True, or data.repeat_grey=False",
+        )
         check(self.seed <= 2**30, "data.seed", got=self.seed, expected="at most 2**30", fix="choose a smaller seed")
 
 

@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         if s.stem == "imagenet":
             x = nn.Conv(s.width, (7, 7), strides=2, padding=3, use_bias=False, name="conv1")(x)
             x = nn.relu(norm(name="bn1")(x))
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         else:
             x = nn.Conv(s.width, (3, 3), padding=1, use_bias=False, name="conv1")(x)
             x = nn.relu(norm(name="bn1")(x))
