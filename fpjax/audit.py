@@ -323,7 +323,13 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
             f"a reproduction rate of {rate:.2g} or more would have been seen with a power of 80 %, "
             f"but a memoriser's is 1/N = {1 / num_train:.2g}"
         )
-        settle.append(f"raise count.num_samples from {tests[0].rate.trials}")
+        false = detector.joint_false_generated
+        settle.append(
+            f"train the model or the detectors longer: {false.hits} of {false.trials} plain samples are taken for "
+            "targets that the model never saw"
+            if false.trials and false.lower > 1 / num_train
+            else f"raise count.num_samples from {tests[0].rate.trials}"
+        )
     if blind or weak:
         return Verdict(INCONCLUSIVE, [], reasons, settle)
     return Verdict(

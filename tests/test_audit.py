@@ -128,6 +128,9 @@ def test_none_found_needs_power_and_sensitivity():
     weak = audit(num_samples=2000)
     assert weak.verdict.verdict == INCONCLUSIVE
     assert "num_samples" in weak.verdict.to_settle[0]
+    confused = audit(false=600)
+    assert confused.verdict.verdict == INCONCLUSIVE
+    assert "600 of 50000 plain samples" in confused.verdict.to_settle[0]
     blind = audit(sensitivity=230)
     assert blind.verdict.verdict == INCONCLUSIVE
     assert "sensitivity" in blind.verdict.reasons[0]
