@@ -70,6 +70,15 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop
     assert np.all(np.asarray(resumed.params["w"]) > 0.3)  # it learned
 
 
+def test_scanned_steps_are_the_single_ones(tmp_path, monkeypatch):
+    """Accelerators take many steps in one dispatch; the draws and the result are the same."""
+    single = train(tmp_path / "single")
+    monkeypatch.setattr("fpjax.training.jax.default_backend", lambda: "gpu")
+    scanned = train(tmp_path / "scanned")
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
 def test_ema_warms_up_as_stated():
     settings = TrainingSettings(num_steps=5, batch_size=4, learning_rate=0.1, warmup_steps=0, ema_decay=0.3)
     step = jax.jit(make_train_step(loss_fn, settings))
