@@ -123,13 +123,21 @@ class MetricsLog:
             file.write(line.encode() + b"\n")
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each array by its path, alike for named tuples and for the dicts that Orbax makes of them."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
 class Checkpoints:
     """Orbax checkpoints of one training run, by step; the last `keep` stay."""
 
     def __init__(self, directory: Path, *, keep: int = 2):
         logging.getLogger("absl").setLevel(logging.ERROR)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self._manager = ocp.CheckpointManager(
+            directory.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     @property
     def latest_step(self) -> int | None:
@@ -148,15 +156,26 @@ class Checkpoints:
           RequestError: if there is none, or it does not fit the template.
         """
         step = self.latest_step if step is None else step
-        check(
-            step is not None, "checkpoint", got="none", expected="a trained model", fix="run the stage that trains it"
-        )
+        if step is None:
+            raise RequestError("checkpoint: got none, expected a trained model; fix: run the stage that trains it")
+        fix = "delete its directory and the stage's .json to train again, or use the config it was trained with"
         try:
+            # Orbax would find another architecture too, but only after it has begun to read.
+            stored, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(template)
+            for name in sorted(stored.keys() | wanted.keys()):
+                check(
+                    stored.get(name) == wanted.get(name),
+                    f"checkpoint at step {step}, {name}",
+                    got=stored.get(name, "nothing"),
+                    expected=f"{wanted.get(name, 'nothing')} of this config's architecture",
+                    fix=fix,
+                )
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
-        except (ValueError, KeyError, OSError, TypeError) as error:
+        except RequestError:
+            raise
+        except (AttributeError, ValueError, KeyError, OSError, TypeError) as error:
             raise RequestError(
-                f"checkpoint at step {step}: got a damaged one or one of another architecture, expected this config's; "
-                "fix: delete its directory and the stage's .json to train again, or use the config it was trained with"
+                f"checkpoint at step {step}: got a damaged one, expected this config's; fix: {fix}"
             ) from error
         return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), restored, template)
 
