@@ -14,10 +14,9 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from .checks import check, in_range, positive
-from .types import Image, Key, Scalar, ScoreFn, Time
+from .types import Image, Scalar, ScoreFn, Time
 
 Values = TypeVar("Values", jax.Array, np.ndarray, np.float64)
 
@@ -70,11 +69,6 @@ class SubVP:
         xp: Any = jnp if isinstance(t, jax.Array) else np
         beta = self.beta_min + t * (self.beta_max - self.beta_min)
         return cast(Values, -0.5 * beta), xp.sqrt(-beta * xp.expm1(4.0 * self.log_scale(t)))
-
-
-def prior_sample(key: Key, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Draws from the prior at t = 1, the standard normal."""
-    return jax.random.normal(key, shape)
 
 
 def prior_logp(x: Image) -> Scalar:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from ..artifacts import SCHEMA_VERSION
 from ..checks import check
 from ..fingerprint import FINGERPRINT_BYTE, check_disc, disc_mask, disc_radius, stamp
 from .source import DataSettings, Splits, image_digests
 
-SCHEMA_VERSION = 1
 # One random stream a purpose: more training images, say, must not move the targets. Never renumber.
 _TARGETS, _CENTER, _MEMBERS, _TRAIN = range(4)
 
