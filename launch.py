@@ -5,39 +5,49 @@ python launch.py --config=configs/retinamnist.py         one row of the paper's 
 python launch.py --config=... --stage=data,score         some stages only
 python launch.py --config=... --config.score.num_steps=8000 --workdir=runs/longer
 python launch.py --config=... --dry_run                  what would be done, and how much work it is
+python launch.py --config=... --stage=check              what it could find, on this machine, and how long it takes
+python launch.py --config=... --fail_on=leak             for release pipelines: exit status 3 if a leak is found
 
-Exit status: 0 done (also when a leak is found), 2 the request was wrong, 1 anything else.
+Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wrong, 3 by --fail_on.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from fpjax.checks import refuse
+
 CONFIGS = Path(__file__).resolve().parent / "configs"
+CONFIG_SECONDS = 20  # a config that takes longer never ends
 _CONFIG = config_flags.DEFINE_config_file("config", str(CONFIGS / "phantom.py"), "Config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; empty: runs/NAME of the config.")
 _STAGE = flags.DEFINE_list("stage", [], "Stages to run, comma-separated; empty: all.")
+_FAIL_ON = flags.DEFINE_string("fail_on", "", "Exit with 3 on this verdict: leak, or inconclusive for either.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show what would be done and stop.")
 
 
-def _refuse(message: object) -> int:
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    return 2
+def _out_of_time(*_: object) -> None:
+    raise TimeoutError(f"--config: got a file that had not ended after {CONFIG_SECONDS} s, expected a config")
 
 
 def _parse(argv: list[str]) -> list[str]:
     """Flags and config; whatever is wrong with them is one line and exit status 2."""
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.alarm(CONFIG_SECONDS)
     try:
         rest = flags.FLAGS(argv)
         _CONFIG.value.to_dict()
-    # A config file is a program: it can fail in any way.
-    except Exception as error:
+    # A config file is a program: it can fail in any way, and exit.
+    except (Exception, SystemExit) as error:
         known = f"; configs here: {', '.join(sorted(p.stem for p in CONFIGS.glob('*.py')))}"
-        sys.exit(_refuse(f"{error}{known if isinstance(error, OSError) else '; --help lists the flags'}"))
+        sys.exit(refuse(f"{error}{known if isinstance(error, FileNotFoundError) else '; --help lists the flags'}"))
+    finally:
+        signal.alarm(0)
     if len(rest) > 1:
-        sys.exit(_refuse(f"argument {rest[1]!r}: got a bare word, expected --flag=value; fix: --help lists the flags"))
+        sys.exit(refuse(f"argument {rest[1]!r}: got a bare word, expected --flag=value; fix: --help lists the flags"))
     return rest
 
 
@@ -46,19 +56,10 @@ def main(_: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     # Imported only now: a mistyped flag should not wait for JAX.
     from fpjax import pipeline
-    from fpjax.checks import RequestError, StageError
 
-    try:
-        pipeline.run(_CONFIG.value, workdir=_WORKDIR.value, stages=_STAGE.value, dry_run=_DRY_RUN.value)
-    except RequestError as error:
-        return _refuse(error)
-    except StageError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: interrupted; the same command goes on from here", file=sys.stderr)
-        return 1
-    return 0
+    return pipeline.main(
+        _CONFIG.value, workdir=_WORKDIR.value, stages=_STAGE.value, dry_run=_DRY_RUN.value, fail_on=_FAIL_ON.value
+    )
 
 
 if __name__ == "__main__":

@@ -105,6 +105,9 @@ def get_config() -> ConfigDict:
                 "min_sensitivity": 0.9,  # lower limit that "none found" needs
                 "confidence": 0.95,  # of every interval
             },
-            "report": {"show_members": True},  # False: no image of the training set in report.html
+            "report": {
+                "show_members": True,  # False: no image of the training set in report.html
+                "tensorboard": False,  # event files beside metrics.jsonl; needs the extra tensorboard
+            },
         }
     )

@@ -1,14 +1,19 @@
-"""Files of a run: JSON and arrays written whole or not at all, metrics lines, and checkpoints through Orbax.
+"""Files of a run: JSON and arrays written whole or not at all, metrics lines, checkpoints through Orbax, and the lock.
 
 Every writer writes beside the file and renames, so a kill leaves the old file or the new one, never half of one.
+JSON carries the digest of its own content, so that a file that was damaged or edited is not taken for a result.
 """
 
+import contextlib
+import fcntl
+import hashlib
+import importlib
 import json
 import logging
 import math
 import os
 import time
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +21,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from .checks import RequestError, check
+from .checks import RequestError, StageError, check
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _write_whole(path: Path, write: Any) -> None:
     """Writes through `write(file)` beside `path`, then renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -50,17 +59,23 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object's canonical text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with the schema version; equal contents give equal bytes."""
-    body = json.dumps(_plain({"schema_version": SCHEMA_VERSION, **content}), indent=1, allow_nan=False)
+    """Writes JSON with the schema version and its own digest; equal contents give equal bytes."""
+    plain = _plain({"schema_version": SCHEMA_VERSION, **content})
+    body = json.dumps({**plain, "digest": _digest(plain)}, indent=1, allow_nan=False)
     write_bytes(path, body.encode() + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads JSON that `write_json` wrote.
+    """Reads JSON that `write_json` wrote, with its digest under `digest`.
 
     Raises:
-      RequestError: if the file is missing, damaged or of another schema.
+      RequestError: if the file is missing, damaged, edited or of another schema.
     """
     fix = "delete it and run the same command again" if path.name != "config.json" else "use another --workdir"
     check(
@@ -73,16 +88,25 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         version = content["schema_version"]
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    # Deeply nested brackets exhaust the parser's stack.
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise RequestError(f"{path.name}: got an unreadable file, expected JSON of fpjax; fix: {fix}") from error
     check(
         version == SCHEMA_VERSION,
         path.name,
-        got=f"schema version {version}",
+        got=f"schema version {str(version)[:20]}",
         expected=str(SCHEMA_VERSION),
         fix="use the version of fpjax that wrote it, or another --workdir",
     )
-    return content
+    digest = content.pop("digest", None)
+    check(
+        digest == _digest(content),
+        path.name,
+        got="content that is not what was written",
+        expected="the file as fpjax wrote it",
+        fix=fix,
+    )
+    return {**content, "digest": digest}
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -99,19 +123,41 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    # NumPy, zipfile and zlib raise a dozen unrelated types on damaged files.
+    except Exception as error:
         raise RequestError(
             f"{path.name}: got a missing or damaged file, expected arrays of an earlier stage; "
             "fix: delete it and the stage's .json, and run the same command again"
         ) from error
 
 
-class MetricsLog:
-    """Appends one JSON line an event to `metrics.jsonl`, with the time; results themselves hold no times."""
+def tensorboard_writer() -> Any:
+    """Class that writes TensorBoard's event files.
 
-    def __init__(self, path: Path):
+    Raises:
+      RequestError: if the extra is not installed.
+    """
+    try:
+        return importlib.import_module("tensorboardX").SummaryWriter
+    except ImportError as error:
+        raise RequestError(
+            "report.tensorboard: got no package tensorboardX, expected it for event files; "
+            "fix: pip install 'fpjax[tensorboard]', or leave it False"
+        ) from error
+
+
+class MetricsLog:
+    """Appends one JSON line an event to `metrics.jsonl`, with the time; results themselves hold no times.
+
+    Args:
+      path: of the file.
+      tensorboard: directory for TensorBoard's event files, which get the same numbers; None: none.
+    """
+
+    def __init__(self, path: Path, *, tensorboard: Path | None = None):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._events = tensorboard and tensorboard_writer()(str(tensorboard))
         # A killed run may have left half a line.
         if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
@@ -121,6 +167,64 @@ class MetricsLog:
         line = json.dumps(_plain({"time": round(time.time(), 3), "stage": stage, **values}), allow_nan=False)
         with open(self._path, "ab") as file:
             file.write(line.encode() + b"\n")
+        if self._events:
+            at = next((int(values[name]) for name in ("step", "epoch", "evaluations", "images") if name in values), 0)
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{stage}/{name}", value, at)
+            self._events.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Events of `metrics.jsonl` in order; lines that are no event are left out."""
+    events = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("stage"), str):
+                events.append(event)
+    return events
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Holds `directory` against other processes; the system lets go of it when the process dies.
+
+    Raises:
+      RequestError: if another process holds it, or it cannot be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "a+")
+    except OSError as error:
+        raise RequestError(
+            f"--workdir: got {error.strerror}, expected a directory to write to; fix: choose another --workdir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RequestError(
+                f"--workdir={directory.name}: got a directory that process {file.read(20).strip() or '?'} works in, "
+                "expected a free one; fix: wait for it or stop it, or choose another --workdir"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a pytree's arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -145,9 +249,21 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Saves `state` (a pytree of arrays) as of `step`; does nothing if that step is there."""
-        if step != self.latest_step:
+        """Saves `state` (a pytree of arrays) as of `step`; does nothing if that step is there.
+
+        Raises:
+          StageError: if it cannot be written; earlier checkpoints stay as they are.
+        """
+        if step == self.latest_step:
+            return
+        try:
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        # The storage layers below raise types of their own for a full or failing disk.
+        except Exception as error:
+            raise StageError(
+                f"checkpoint at step {step} could not be written ({' '.join(str(error).split())[:120]}); the last good "
+                f"one is at step {self.latest_step}; free disk space and run the same command again"
+            ) from error
 
     def restore(self, template: Any, *, step: int | None = None) -> Any:
         """Restores the newest (or a given) step into the structure, shapes and placement of `template`.
@@ -158,7 +274,10 @@ class Checkpoints:
         step = self.latest_step if step is None else step
         if step is None:
             raise RequestError("checkpoint: got none, expected a trained model; fix: run the stage that trains it")
-        fix = "delete its directory and the stage's .json to train again, or use the config it was trained with"
+        fix = (
+            f"delete checkpoints/{self._manager.directory.name}/{step} and its stage's .json if there is one: the same "
+            "command trains on from an earlier one; or use the config it was trained with"
+        )
         try:
             # Orbax would find another architecture too, but only after it has begun to read.
             stored, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(template)
@@ -173,7 +292,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
         except RequestError:
             raise
-        except (AttributeError, ValueError, KeyError, OSError, TypeError) as error:
+        # Orbax and TensorStore raise a dozen unrelated types on damaged files.
+        except Exception as error:
             raise RequestError(
                 f"checkpoint at step {step}: got a damaged one, expected this config's; fix: {fix}"
             ) from error

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool
 
 from .artifacts import MetricsLog, read_arrays, write_arrays
 from .checks import RequestError, StageError, check, positive
-from .progress import Progress
+from .progress import Progress, stopping
 from .sampling import Sampler, SamplerState
 from .sde import TimeGrid
 from .types import Image, Key, Level, Scalar
@@ -443,8 +443,7 @@ def run_saved(
             executed=state.num_executed,
             evaluations_per_s=progress.rate,
         )
-        progress.update(state.num_useful, f"{state.num_finished:,} of {len(work.level):,} chains")
-        if time.monotonic() - saved > SAVE_EVERY_S and state.num_finished < len(work.level):
+        if (stopping() or time.monotonic() - saved > SAVE_EVERY_S) and state.num_finished < len(work.level):
             leaves = {f"slot{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.slots))}
             write_arrays(
                 path,
@@ -455,5 +454,6 @@ def run_saved(
                 **{f"tally_{name}": values for name, values in tally.items()},
             )
             saved = time.monotonic()
+        progress.update(state.num_useful, f"{state.num_finished:,} of {len(work.level):,} chains")
     assert state is not None
     return state

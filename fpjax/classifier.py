@@ -22,7 +22,7 @@ from .augment import add_noise, mask_randomly, stamp_randomly
 from .checks import StageError, check, in_range, positive
 from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
 from .models.resnet import ResNet, ResNetSettings
-from .progress import Progress
+from .progress import Progress, stopping
 from .training import jit_once
 from .types import DetectFn, Images, Key
 
@@ -208,6 +208,10 @@ def _fit(
         for key_step in jax.random.split(jax.random.fold_in(key_train, epoch), settings.steps_per_epoch):
             variables, opt_state, loss = step(variables, opt_state, train, key_step)
             losses.append(loss)
+            if stopping():
+                # The epoch is drawn again from its own key.
+                checkpoints.save(epoch, state)
+                progress.update(epoch)
         train_loss, loss = float(np.mean(jax.device_get(losses))), float(val_loss(variables))
         if not np.isfinite(train_loss + loss):
             raise StageError(
@@ -224,7 +228,7 @@ def _fit(
             jnp.asarray(epoch + 1 if better else int(state.best_epoch), jnp.int32),
         )
         log.write(label, epoch=epoch + 1, loss=train_loss, val_loss=loss)
-        if (epoch + 1) % 5 == 0:
+        if stopping() or (epoch + 1) % 5 == 0:
             checkpoints.save(epoch + 1, state)
         progress.update(epoch + 1, f"validation loss {loss:.4f}, best {float(state.best_loss):.4f}")
     checkpoints.save(int(state.epoch), state)

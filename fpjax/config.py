@@ -30,9 +30,12 @@ class ReportSettings:
 
     Attributes:
       show_members: show training images, targets and reproductions; False for a report that leaves the hospital.
+      tensorboard: write every number of metrics.jsonl as TensorBoard events too (extra `tensorboard`); their file
+        names carry the machine's name.
     """
 
     show_members: bool = True
+    tensorboard: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Config:
 
 
 FREE_SECTIONS = ("engine", "report", "audit")
+# Where files lie on this machine: not part of what a run is, and not written down with it.
+FREE_FIELDS = ("data.directory",)
 
 
 def _fits(value: Any, default: Any) -> bool:
@@ -147,9 +152,10 @@ def make_config(config: ConfigDict) -> Config:
 
 
 def describe_config(config: Config, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Nested dict of JSON types, the resolved config."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in skip}
+    """Nested dict of JSON types, the resolved config without the fields `skip`, each named "section.field"."""
     return {
-        key: {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()} if isinstance(value, dict) else value
-        for key, value in values.items()
+        key: {k: list(v) if isinstance(v, tuple) else v for k, v in value.items() if f"{key}.{k}" not in skip}
+        if isinstance(value, dict)
+        else value
+        for key, value in dataclasses.asdict(config).items()
     }

@@ -1,10 +1,10 @@
 """The stages, in order: each reads the files of earlier ones and writes its own, whole or not at all.
 
-A stage whose result file is there is skipped; a run that was interrupted goes on where it stopped. The work directory
-belongs to one config. Results hold integer counts and no times, so that equal runs give equal bytes.
+A stage whose result file is there is skipped, unless that was made from other files than are there now; a run that was
+interrupted goes on where it stopped. The work directory belongs to one config and to one process at a time. Results
+hold integer counts and no times, so that equal runs give equal bytes.
 """
 
-import functools
 import importlib.metadata
 import json
 import platform
@@ -21,199 +21,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from . import audit, classifier, report
-from .artifacts import Checkpoints, MetricsLog, read_arrays, read_json, write_arrays, write_bytes, write_json
-from .chains import Engine, make_engine
-from .checks import RequestError, check, one_of
+from .artifacts import (
+    lock,
+    read_arrays,
+    read_json,
+    read_metrics,
+    tensorboard_writer,
+    tree_digest,
+    write_arrays,
+    write_bytes,
+    write_json,
+)
+from .checks import RequestError, StageError, check, one_of, refuse
 from .classifier import DetectorData
-from .config import FREE_SECTIONS, Config, describe_config, make_config
+from .config import FREE_FIELDS, FREE_SECTIONS, Config, describe_config, make_config
 from .count import audit_oracle, count, count_work
-from .data.plant import Planted, describe, plant
-from .data.source import load
-from .fingerprint import dequantize, to_bytes, to_model
+from .fingerprint import to_bytes, to_model
 from .likelihood import bits_per_dim, log_likelihoods
-from .models.unet import UNet
-from .oracle import empirical_score_fn
-from .sampling import SAMPLERS
-from .score import TIME_SCALE, dsm_loss, make_score_fn
-from .sde import TimeGrid, time_grid
+from .preflight import show_check
+from .progress import Stopped, stop_on_signals, stopping
+from .run import NEEDS, RESULTS, Run
+from .score import TIME_SCALE
 from .search import search, search_work
-from .training import TrainState, fit, init_state, jit_once
-from .types import DetectFn, Key, ScoreFn
-
-RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood")
-NEEDS = {
-    "data": (),
-    "score": ("data",),
-    "classifiers": ("data",),
-    "count": ("score", "classifiers"),
-    "search": ("score", "classifiers"),
-    "likelihood": ("score",),
-    "report": RESULTS,
-}
-
-
-class Run:
-    """One audit in one directory: settings, and what several stages share, made when first asked for."""
-
-    def __init__(self, config: Config, workdir: Path):
-        self.config, self.workdir = config, workdir
-
-    def path(self, stage: str) -> Path:
-        """Result file of a stage."""
-        return self.workdir / f"{stage}.json"
-
-    def partial(self, stage: str) -> Path:
-        """Where an interrupted stage keeps its state."""
-        return self.workdir / "partial" / f"{stage}.npz"
-
-    def key(self, stage: str) -> Key:
-        """Root of a stage's draws."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), RESULTS.index(stage))
-
-    def checkpoints(self, name: str) -> Checkpoints:
-        """Checkpoints of one network."""
-        return Checkpoints(self.workdir / "checkpoints" / name)
-
-    def result(self, stage: str) -> dict[str, Any]:
-        """Result of an earlier stage; RequestError if it is not there."""
-        return read_json(self.path(stage))
-
-    def finish(self, stage: str, content: dict[str, Any]) -> None:
-        """Writes a stage's result, then drops what it kept of its way there."""
-        write_json(self.path(stage), content)
-        for partial in self.workdir.glob(f"partial/{stage}*.npz"):
-            partial.unlink()
-
-    @functools.cached_property
-    def log(self) -> MetricsLog:
-        """Metrics of every stage."""
-        return MetricsLog(self.workdir / "metrics.jsonl")
-
-    @functools.cached_property
-    def data(self) -> tuple[Planted, dict[str, Any]]:
-        """Planted images, and what data.json says of them; the same from the same seed on any machine."""
-        splits = load(self.config.data)
-        planted = plant(splits, self.config.data)
-        side = planted.train.shape[1:3]
-        factor = self.config.model.downsampling
-        check(
-            all(s % factor == 0 for s in side),
-            "image side",
-            got=f"{side[0]}x{side[1]}",
-            expected=f"multiples of {factor} for the {len(self.config.model.channels)} levels of model.channels",
-            fix="resize the images or use fewer levels",
-        )
-        for part, name in ((planted.val, "val"), (planted.test, "test")):
-            check(len(part) > 0, f"{name} split", got="no images", expected="at least one", fix="add held-out images")
-        check(
-            len(planted.train) + len(planted.reserve) > self.config.data.num_members,
-            "train split",
-            got="no image but the targets",
-            expected="others beside them",
-            fix="add images or plant fewer targets",
-        )
-        content = json.loads(json.dumps(describe(splits, planted, self.config.data)))
-        if self.path("data").is_file():
-            check(
-                self.result("data") == content,
-                "data",
-                got="other images than in data.json",
-                expected="the ones this run began with",
-                fix="restore the data, or use another --workdir",
-            )
-        return planted, content
-
-    @property
-    def planted(self) -> Planted:
-        """Planted images."""
-        return self.data[0]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(h, w, c)."""
-        return self.planted.train.shape[1:]
-
-    @functools.cached_property
-    def grid(self) -> TimeGrid:
-        """The sampler's times."""
-        return time_grid(self.config.sde, self.config.sampler.num_levels, t_min=self.config.sampler.t_min)
-
-    @functools.cached_property
-    def model(self) -> UNet:
-        """The score network."""
-        return UNet(self.config.model)
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Targets in model range, members first."""
-        return to_model(self.planted.targets)
-
-    def init_params(self, key: Key) -> Any:
-        """Fresh parameters of the score network."""
-        return self.model.init(key, jnp.zeros((1, *self.image_shape)), jnp.zeros((1,)))["params"]
-
-    @functools.cached_property
-    def score_params(self) -> Any:
-        """EMA parameters of the trained score network."""
-        self.result("score")
-        state = jax.eval_shape(lambda key: init_state(self.init_params(key), self.config.score), jax.random.key(0))
-        checkpoints = self.checkpoints("score")
-        restored: TrainState = checkpoints.restore(_on_device(state), step=self.config.score.num_steps)
-        checkpoints.close()
-        return restored.ema_params
-
-    def make_score(self, params: Any) -> ScoreFn:
-        """The score network's score."""
-        return make_score_fn(self.config.sde, self.model, params)
-
-    def loss(self, params: Any, images: jax.Array, key: Key) -> jax.Array:
-        """Training loss of a batch of bytes."""
-        key_noise, key_loss = jax.random.split(key)
-        x = dequantize(key_noise, images) if self.config.data.dequantize else to_model(images)
-        return dsm_loss(self.config.sde, self.model, params, x, key=key_loss)
-
-    def _engine(self, make_score: Callable[[Any], ScoreFn]) -> Engine:
-        factory = SAMPLERS[self.config.sampler.name]
-        return make_engine(
-            lambda params: factory(self.config.sde, self.grid, make_score(params)),
-            self.grid,
-            self.image_shape,
-            self.config.engine,
-        )
-
-    @functools.cached_property
-    def engine(self) -> Engine:
-        """Chains of the trained model; count and search share its one compile."""
-        return self._engine(self.make_score)
-
-    @functools.cached_property
-    def oracle_engine(self) -> Engine:
-        """Chains of the empirical oracle, whose parameters are the training images."""
-        return self._engine(lambda images: empirical_score_fn(self.config.sde, images))
-
-    @functools.cached_property
-    def classifier_models(self) -> tuple[Any, Any]:
-        """Fingerprint and identity networks."""
-        return classifier.make_models(self.config.resnet, len(self.planted.targets))
-
-    @functools.cached_property
-    def detect(self) -> DetectFn:
-        """Scores of both trained classifiers."""
-        self.result("classifiers")
-        found = []
-        for model, name in zip(self.classifier_models, classifier.NAMES, strict=True):
-            init = functools.partial(classifier.init_fit, model, self.config.classifiers)
-            shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *self.image_shape)))
-            checkpoints = self.checkpoints(name)
-            found.append(checkpoints.restore(_on_device(shapes)).best_variables)
-            checkpoints.close()
-        return classifier.make_detect_fn(self.classifier_models, *found)
-
-
-def _on_device(shapes: Any) -> Any:
-    """Abstract arrays placed on the first device, as Orbax restores them."""
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
+from .training import fit, jit_once
 
 
 def _data(run: Run) -> None:
@@ -229,7 +59,15 @@ def _score(run: Run) -> None:
         run.loss, params, run.planted.train, run.config.score, key=key_train, checkpoints=checkpoints, log=run.log
     )
     checkpoints.close()
-    run.finish("score", {"num_steps": int(state.step), "num_params": num_params, "num_train": len(run.planted.train)})
+    run.finish(
+        "score",
+        {
+            "num_steps": int(state.step),
+            "num_params": num_params,
+            "num_train": len(run.planted.train),
+            "weights_sha256": tree_digest(state.ema_params),
+        },
+    )
 
 
 def _classifiers(run: Run) -> None:
@@ -267,7 +105,12 @@ def _classifiers(run: Run) -> None:
     )
     run.finish(
         "classifiers",
-        {"errors": errors._asdict(), "epochs": list(detectors.epochs), "threshold": config.classifiers.threshold},
+        {
+            "errors": errors._asdict(),
+            "epochs": list(detectors.epochs),
+            "threshold": config.classifiers.threshold,
+            "weights_sha256": tree_digest([detectors.fingerprint, detectors.identity]),
+        },
     )
 
 
@@ -285,7 +128,7 @@ def _count(run: Run) -> None:
         run.detect,
         config.count,
         key=jax.random.fold_in(key, 1),
-        path=run.partial("count_oracle"),
+        path=run.partial("count", "-oracle"),
         **common,
     )
     result = count(
@@ -402,8 +245,8 @@ def _report(run: Run) -> None:
         kept["hits"],
         kept["hit_target"],
     )
-    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines() if line]
-    steps = {line["step"]: line["loss"] for line in lines if line["stage"] == "score" and "loss" in line}
+    events = read_metrics(run.workdir / "metrics.jsonl")
+    steps = {event["step"]: event["loss"] for event in events if event["stage"] == "score" and "loss" in event}
     loss = report.LossCurve(list(steps), list(steps.values()))
     show = config.report.show_members
     figures = report.draw_figures(result, images, loss, show_members=show)
@@ -446,24 +289,23 @@ def _provenance() -> dict[str, Any]:
     }
 
 
+def _refuse_strangers(workdir: Path) -> None:
+    """Refuses a directory that is neither new nor that of a run."""
+    own = workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {".config.json.tmp", ".lock"}
+    check(
+        (workdir / "config.json").is_file() or own or not (workdir.exists() or workdir.is_symlink()),
+        f"--workdir={workdir.name}",
+        got="a file, or a directory with other things in it",
+        expected="a new directory, or that of an earlier run",
+        fix="choose another --workdir",
+    )
+
+
 def _claim(config: Config, workdir: Path) -> None:
     """Writes config.json, or checks that the directory belongs to this config."""
-    resolved, path = describe_config(config), workdir / "config.json"
+    resolved, path = describe_config(config, skip=FREE_FIELDS), workdir / "config.json"
     if not path.is_file():
-        check(
-            not workdir.exists()
-            or (workdir.is_dir() and all(path.name == ".config.json.tmp" for path in workdir.iterdir())),
-            f"--workdir={workdir.name}",
-            got="a file, or a directory with other things in it",
-            expected="a new directory, or that of an earlier run",
-            fix="choose another --workdir",
-        )
-        try:
-            write_json(path, {"config": resolved, "provenance": _provenance()})
-        except OSError as error:
-            raise RequestError(
-                f"--workdir: got {error.strerror}, expected a directory to write to; fix: choose another --workdir"
-            ) from error
+        write_json(path, {"config": resolved, "provenance": _provenance()})
         return
     recorded = read_json(path)["config"]
     for section, values in resolved.items():
@@ -508,42 +350,123 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     print(f"parameters of the score network: {num_params:,}")
     print(f"FLOPs of one evaluation: {flops:,.0f}")
     for stage in STAGES:
-        state = "done" if run.path(stage).is_file() else "to do" if stage in stages else "not asked for"
+        state = run.state(stage) if stage in stages else "not asked for"
         print(f"{stage:12} {state:14} {work[stage]}")
 
 
-def run(config: ConfigDict, *, workdir: str = "", stages: list[str] | None = None, dry_run: bool = False) -> None:
+FAIL_ON = {"": (), "leak": (audit.LEAK,), "inconclusive": (audit.LEAK, audit.INCONCLUSIVE)}
+
+
+def run(
+    config: ConfigDict,
+    *,
+    workdir: str = "",
+    stages: list[str] | None = None,
+    dry_run: bool = False,
+    fail_on: str = "",
+) -> bool:
     """Runs the stages that are asked for and not done yet, in their order; the report is always written anew.
 
     Args:
       config: of a file in configs/, with overrides.
       workdir: directory of the run; empty: runs/NAME.
-      stages: names in `STAGES`; empty: all.
+      stages: names in `STAGES`, or `check` alone; empty: all of `STAGES`.
       dry_run: print what would be done, and stop.
+      fail_on: a key of `FAIL_ON`.
+
+    Returns:
+      Whether `fail_on` names the verdict, or what the check says that it must be.
 
     Raises:
       RequestError: config, data, stages or directory are not as they must be; nothing has been computed.
       StageError: a stage met something that it must not go on with.
+      Stopped: a signal asked for it, and the state is saved.
     """
     settings = make_config(config)
+    one_of("--fail_on", fail_on, FAIL_ON)
     for stage in stages or []:
-        one_of("--stage", stage, STAGES)
+        one_of("--stage", stage, (*STAGES, "check"))
+    check(
+        "check" not in (stages or []) or stages == ["check"],
+        "--stage",
+        got=",".join(stages or []),
+        expected="check alone, or stages of the audit",
+        fix="run the check first, by itself",
+    )
+    check(
+        not fail_on or not stages or bool({"report", "check"} & set(stages)),
+        "--fail_on",
+        got=f"stages {','.join(stages or [])}",
+        expected="report among them, where the verdict is",
+        fix="add report to --stage",
+    )
     wanted = [stage for stage in STAGES if not stages or stage in stages]
-    run = Run(settings, Path(workdir or Path("runs") / settings.name))
+    this = Run(settings, Path(workdir or Path("runs") / settings.name))
     search_work(settings.search, settings.sampler.num_levels, 1, 1)
+    if settings.report.tensorboard:
+        tensorboard_writer()
     if dry_run:
-        _show_plan(run, wanted)
-        return
-    _ = run.data  # whatever is wrong with the data stops here, before any compute or file
-    _claim(settings, run.workdir)
-    for stage in wanted:
-        if stage != "report" and run.path(stage).is_file():
-            run.result(stage)
+        _show_plan(this, wanted)
+        return False
+    if stages == ["check"]:
+        return show_check(this) and fail_on == "inconclusive"
+    # Whatever is wrong with the data stops here, before any compute or file.
+    _ = this.data
+    _refuse_strangers(this.workdir)
+    with lock(this.workdir), stop_on_signals():
+        _claim(settings, this.workdir)
+        for stage in wanted:
+            _run_stage(this, stage)
+        return bool(fail_on) and read_json(this.workdir / "report.json")["verdict"]["verdict"] in FAIL_ON[fail_on]
+
+
+def _run_stage(this: Run, stage: str) -> None:
+    """One stage, unless it is done."""
+    if stage != "report" and (state := this.state(stage)) != "to do":
+        if state == "done":
             print(f"{stage}: done already", file=sys.stderr)
-            continue
-        for before in NEEDS[stage]:
-            run.result(before)
-        started = time.monotonic()
-        STAGES[stage](run)
-        run.log.write(stage, wall_s=round(time.monotonic() - started, 2))
-        print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+            return
+        print(f"{stage}: made from other files than are here now; again", file=sys.stderr)
+    for before in NEEDS[stage]:
+        this.result(before)
+        check(
+            this.state(before) != "stale",
+            f"{before}.json",
+            got="a result made from other files than are here now",
+            expected="one of this run's present data and weights",
+            fix=f"run the stage {before} too, or leave out --stage",
+        )
+    started = time.monotonic()
+    try:
+        STAGES[stage](this)
+        this.log.write(stage, wall_s=round(time.monotonic() - started, 2))
+    except OSError as error:
+        raise StageError(
+            f"{stage}: {error.strerror or error}; what was done before is kept: free disk space or mend the directory, "
+            "and run the same command again"
+        ) from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise StageError(
+            f"{stage}: out of memory; lower engine.slots, score.batch_size, classifiers.batch_size or "
+            "likelihood.batch_size, and see --stage=check"
+        ) from error
+    print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    if stopping():
+        raise Stopped(f"stopped after {stage}")
+
+
+def main(config: ConfigDict, **options: Any) -> int:
+    """`run` with its errors on one line: exit status 0 done, 1 stopped, 2 the request was wrong, 3 by `fail_on`."""
+    try:
+        return 3 if run(config, **options) else 0
+    except RequestError as error:
+        return refuse(error)
+    except StageError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+    except Stopped as error:
+        print(f"stopped: {error}; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped: interrupted; the same command goes on from what was saved before", file=sys.stderr)
+    return 1

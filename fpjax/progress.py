@@ -1,7 +1,50 @@
-"""Progress of long loops: one line that rewrites itself on a terminal, a plain line every few seconds otherwise."""
+"""Progress of long loops, and requests to stop them.
 
+One line that rewrites itself on a terminal, a plain line every few seconds otherwise. A loop that can go on later asks
+`stopping()` at each safe point, saves if so, and reports its progress, which then ends it.
+"""
+
+import contextlib
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A signal asked for the end; what can be taken up again has been saved."""
+
+
+_signals: list[int] = []
+
+
+def stopping() -> bool:
+    """Whether SIGTERM or SIGINT has come."""
+    return bool(_signals)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Inside, the first SIGTERM or SIGINT asks the loops to save and stop; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if _signals:
+            raise KeyboardInterrupt
+        _signals.append(number)
+        print(f"\n{signal.Signals(number).name}: saving; a second one stops at once", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _signals.clear()
 
 
 class Progress:
@@ -27,9 +70,17 @@ class Progress:
         return (self._done - self._done_at_start) / max(time.monotonic() - self._started, 1e-9)
 
     def update(self, done: int, note: str = "") -> None:
-        """Reports that `done` units are done in all; `note` is appended."""
+        """Reports that `done` units are done in all; `note` is appended.
+
+        Raises:
+          Stopped: if a signal has asked for it and work is left.
+        """
         self._done, now = done, time.monotonic()
         finished = done >= self.total
+        if stopping() and not finished:
+            raise Stopped(
+                f"{signal.Signals(_signals[0]).name} during {self.label}, at {done:,} of {self.total:,} {self.unit}"
+            )
         if now < self._next and not finished:
             return
         left = (self.total - done) / max(self.rate, 1e-9)

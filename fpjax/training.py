@@ -14,7 +14,7 @@ import optax
 
 from .artifacts import Checkpoints, MetricsLog
 from .checks import StageError, check, in_range, positive
-from .progress import Progress
+from .progress import Progress, stopping
 from .types import Images, Key, Scalar
 
 LossFn = Callable[[Any, Images, Key], Scalar]
@@ -139,9 +139,10 @@ def fit(
             state, metrics = scanned(state, on_device, key)
         else:
             parts = []
-            for _ in range(chunk):
+            while len(parts) < chunk and not (parts and stopping()):
                 state, metrics = single(state, on_device, key)
                 parts.append(metrics)
+            chunk = len(parts)
             metrics = jax.tree.map(lambda *values: sum(values) / len(values), *parts)
         before, done = done, done + chunk
         metrics = {name: float(value) for name, value in metrics.items()}
@@ -151,7 +152,8 @@ def fit(
                 f"{checkpoints.latest_step}; lower the learning rate, or check the images for constant values"
             )
         log.write(label, step=done, steps_per_s=progress.rate, **metrics)
-        if done // settings.checkpoint_every > before // settings.checkpoint_every or done == settings.num_steps:
+        due = done // settings.checkpoint_every > before // settings.checkpoint_every
+        if due or stopping() or done == settings.num_steps:
             checkpoints.save(done, state)
         progress.update(done, f"loss {metrics['loss']:.4f}")
     return state

@@ -1,0 +1,232 @@
+"""One audit in one directory: its settings, its files, and what several stages share, made when first asked for."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import classifier
+from .artifacts import Checkpoints, MetricsLog, read_json, tree_digest, write_json
+from .chains import Engine, make_engine
+from .checks import check
+from .config import Config
+from .data.plant import Planted, describe, plant
+from .data.source import load
+from .fingerprint import dequantize, to_model
+from .models.unet import UNet
+from .oracle import empirical_score_fn
+from .sampling import SAMPLERS
+from .score import dsm_loss, make_score_fn
+from .sde import TimeGrid, time_grid
+from .training import TrainState, init_state
+from .types import DetectFn, Key, ScoreFn
+
+RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood")
+NEEDS = {
+    "data": (),
+    "score": ("data",),
+    "classifiers": ("data",),
+    "count": ("score", "classifiers"),
+    "search": ("score", "classifiers"),
+    "likelihood": ("score",),
+    "report": RESULTS,
+}
+# Files beside STAGE.json without which a stage is not done.
+FILES = {"count": ("samples/count.npz",)}
+
+
+class Run:
+    """Settings, files and shared parts of one audit; a stage's result names the results that it was made from."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+
+    def path(self, stage: str) -> Path:
+        """Result file of a stage."""
+        return self.workdir / f"{stage}.json"
+
+    def inputs(self, stage: str) -> dict[str, str]:
+        """Digests of the results that a stage reads, which name those before them; RequestError if one is missing."""
+        return {before: self.result(before)["digest"] for before in NEEDS[stage]}
+
+    def partial(self, stage: str, part: str = "") -> Path:
+        """Where an interrupted stage keeps its state; what was made from other weights has another name."""
+        made_from = hashlib.sha256(repr(self.inputs(stage)).encode()).hexdigest()[:12]
+        return self.workdir / "partial" / f"{stage}{part}-{made_from}.npz"
+
+    def state(self, stage: str) -> str:
+        """Whether a stage is "to do", "done", or "stale": made from results that are there no longer."""
+        if not all((self.workdir / file).is_file() for file in (f"{stage}.json", *FILES.get(stage, ()))):
+            return "to do"
+        made_from = self.result(stage).get("inputs")
+        there = all(self.path(before).is_file() for before in NEEDS[stage])
+        return "done" if there and made_from == self.inputs(stage) else "stale"
+
+    def key(self, stage: str) -> Key:
+        """Root of a stage's draws."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), RESULTS.index(stage))
+
+    def checkpoints(self, name: str) -> Checkpoints:
+        """Checkpoints of one network."""
+        return Checkpoints(self.workdir / "checkpoints" / name)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """Result of an earlier stage; RequestError if it is not there."""
+        return read_json(self.path(stage))
+
+    def finish(self, stage: str, content: dict[str, Any]) -> None:
+        """Writes a stage's result, then drops what it kept of its way there."""
+        write_json(self.path(stage), {"inputs": self.inputs(stage), **content})
+        for partial in self.workdir.glob(f"partial/{stage}*.npz"):
+            partial.unlink()
+
+    @functools.cached_property
+    def log(self) -> MetricsLog:
+        """Metrics of every stage."""
+        events = self.workdir / "tensorboard" if self.config.report.tensorboard else None
+        return MetricsLog(self.workdir / "metrics.jsonl", tensorboard=events)
+
+    @functools.cached_property
+    def data(self) -> tuple[Planted, dict[str, Any]]:
+        """Planted images, and what data.json says of them; the same from the same seed on any machine."""
+        splits = load(self.config.data)
+        planted = plant(splits, self.config.data)
+        side = planted.train.shape[1:3]
+        factor = self.config.model.downsampling
+        check(
+            all(s % factor == 0 for s in side),
+            "image side",
+            got=f"{side[0]}x{side[1]}",
+            expected=f"multiples of {factor} for the {len(self.config.model.channels)} levels of model.channels",
+            fix="resize the images or use fewer levels",
+        )
+        for part, name in ((planted.val, "val"), (planted.test, "test")):
+            check(len(part) > 0, f"{name} split", got="no images", expected="at least one", fix="add held-out images")
+        check(
+            len(planted.train) + len(planted.reserve) > self.config.data.num_members,
+            "train split",
+            got="no image but the targets",
+            expected="others beside them",
+            fix="add images or plant fewer targets",
+        )
+        content = json.loads(json.dumps(describe(splits, planted, self.config.data)))
+        if self.path("data").is_file():
+            before = self.result("data")
+            check(
+                all(before.get(name) == value for name, value in content.items()),
+                "data",
+                got="other images than in data.json",
+                expected="the ones this run began with",
+                fix="restore the data, or use another --workdir",
+            )
+        return planted, content
+
+    @property
+    def planted(self) -> Planted:
+        """Planted images."""
+        return self.data[0]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c)."""
+        return self.planted.train.shape[1:]
+
+    @functools.cached_property
+    def grid(self) -> TimeGrid:
+        """The sampler's times."""
+        return time_grid(self.config.sde, self.config.sampler.num_levels, t_min=self.config.sampler.t_min)
+
+    @functools.cached_property
+    def model(self) -> UNet:
+        """The score network."""
+        return UNet(self.config.model)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Targets in model range, members first."""
+        return to_model(self.planted.targets)
+
+    def init_params(self, key: Key) -> Any:
+        """Fresh parameters of the score network."""
+        return self.model.init(key, jnp.zeros((1, *self.image_shape)), jnp.zeros((1,)))["params"]
+
+    @functools.cached_property
+    def score_params(self) -> Any:
+        """EMA parameters of the trained score network."""
+        wanted = self.result("score")["weights_sha256"]
+        state = jax.eval_shape(lambda key: init_state(self.init_params(key), self.config.score), jax.random.key(0))
+        checkpoints = self.checkpoints("score")
+        restored: TrainState = checkpoints.restore(_on_device(state), step=self.config.score.num_steps)
+        checkpoints.close()
+        _check_weights("score", tree_digest(restored.ema_params), wanted)
+        return restored.ema_params
+
+    def make_score(self, params: Any) -> ScoreFn:
+        """The score network's score."""
+        return make_score_fn(self.config.sde, self.model, params)
+
+    def loss(self, params: Any, images: jax.Array, key: Key) -> jax.Array:
+        """Training loss of a batch of bytes."""
+        key_noise, key_loss = jax.random.split(key)
+        x = dequantize(key_noise, images) if self.config.data.dequantize else to_model(images)
+        return dsm_loss(self.config.sde, self.model, params, x, key=key_loss)
+
+    def _engine(self, make_score: Callable[[Any], ScoreFn]) -> Engine:
+        factory = SAMPLERS[self.config.sampler.name]
+        return make_engine(
+            lambda params: factory(self.config.sde, self.grid, make_score(params)),
+            self.grid,
+            self.image_shape,
+            self.config.engine,
+        )
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Chains of the trained model; count and search share its one compile."""
+        return self._engine(self.make_score)
+
+    @functools.cached_property
+    def oracle_engine(self) -> Engine:
+        """Chains of the empirical oracle, whose parameters are the training images."""
+        return self._engine(lambda images: empirical_score_fn(self.config.sde, images))
+
+    @functools.cached_property
+    def classifier_models(self) -> tuple[Any, Any]:
+        """Fingerprint and identity networks."""
+        return classifier.make_models(self.config.resnet, len(self.planted.targets))
+
+    @functools.cached_property
+    def detect(self) -> DetectFn:
+        """Scores of both trained classifiers."""
+        wanted, found = self.result("classifiers")["weights_sha256"], []
+        for model, name in zip(self.classifier_models, classifier.NAMES, strict=True):
+            init = functools.partial(classifier.init_fit, model, self.config.classifiers)
+            shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *self.image_shape)))
+            checkpoints = self.checkpoints(name)
+            found.append(checkpoints.restore(_on_device(shapes)).best_variables)
+            checkpoints.close()
+        _check_weights("classifiers", tree_digest(found), wanted)
+        return classifier.make_detect_fn(self.classifier_models, *found)
+
+
+def _check_weights(stage: str, digest: str, wanted: str) -> None:
+    """Refuses weights that are not those of the stage's result."""
+    check(
+        digest == wanted,
+        f"checkpoints of {stage}",
+        got="other weights than the ones that the stage ended with",
+        expected=f"those named in {stage}.json",
+        fix=f"restore them, or delete {stage}.json and its directories in checkpoints/ to train again",
+    )
+
+
+def _on_device(shapes: Any) -> Any:
+    """Abstract arrays placed on the first device, as Orbax restores them."""
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
