@@ -233,6 +233,16 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
+def _reserve(directory: Path, size: int) -> None:
+    """Raises OSError where `size` bytes do not fit, before Orbax begins: its own failures leave tracebacks."""
+    beside = directory / ".room.tmp"
+    try:
+        with open(beside, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + size // 8 + 2**20)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 class Checkpoints:
     """Orbax checkpoints of one training run, by step; the last `keep` stay."""
 
@@ -257,6 +267,7 @@ class Checkpoints:
         if step == self.latest_step:
             return
         try:
+            _reserve(Path(self._manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
         # The storage layers below raise types of their own for a full or failing disk.
         except Exception as error:

@@ -465,6 +465,8 @@ def main(config: ConfigDict, **options: Any) -> int:
         return refuse(error)
     except StageError as error:
         print(f"stopped: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"stopped: {error.strerror or error}; free disk space or mend the directory", file=sys.stderr)
     except Stopped as error:
         print(f"stopped: {error}; the same command goes on from here", file=sys.stderr)
     except KeyboardInterrupt:

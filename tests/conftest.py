@@ -3,6 +3,8 @@ import os
 # Two CPU devices, so that sharding is exercised by every test; set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from fpjax.data.phantom import phantom_images
 from fpjax.fingerprint import to_model
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ("data.json", "score.json", "classifiers.json", "count.json", "search.json", "likelihood.json")
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,35 @@ def real_images() -> np.ndarray:
     else:
         images = phantom_images(100, side=28, seed=0)
     return to_model(images)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """One CPU device, and one compilation cache for all the runs."""
+    cache = tmp_path_factory.mktemp("cache")
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return env | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def command(*flags):
+    default = (
+        [] if any(flag.startswith("--config=") for flag in flags) else [f"--config={ROOT / 'configs' / 'smoke.py'}"]
+    )
+    return [sys.executable, str(ROOT / "launch.py"), *default, *flags]
+
+
+def launch(environment, *flags, cwd=ROOT):
+    return subprocess.run(command(*flags), env=environment, cwd=cwd, capture_output=True, text=True, timeout=570)
+
+
+@pytest.fixture(scope="session")
+def smoke(environment, tmp_path_factory):
+    """A finished run."""
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    done = launch(environment, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
