@@ -27,13 +27,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
 from .artifacts import MetricsLog, read_arrays, write_arrays
-from .checks import RequestError, StageError, check, positive
+from .checks import RequestError, StageError, check, whole
 from .progress import Progress, stopping
 from .sampling import Sampler, SamplerState
 from .sde import TimeGrid
 from .types import Image, Key, Level, Scalar
 
 NO_TARGET = -1
+MAX_CHAINS = 20_000_000  # of one piece of work, which lies in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,8 @@ class EngineSettings:
     block_steps: int = 100
 
     def __post_init__(self) -> None:
-        positive("engine.slots", self.slots)
-        positive("engine.block_steps", self.block_steps)
+        whole("engine", self, names=("slots",), most=2**16)
+        whole("engine", self, names=("block_steps",), most=10**6)
 
 
 class Work(NamedTuple):

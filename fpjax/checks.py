@@ -39,6 +39,19 @@ def in_range(what: str, value: Any, low: float, high: float, *, fix: str = "choo
     check(low <= value <= high, what, got=value, expected=f"a number in [{low:g}, {high:g}]", fix=fix)
 
 
+def whole(section: str, settings: Any, *, most: int, least: int = 1, names: tuple[str, ...]) -> None:
+    """Refuses fields of a settings section that are not integers in [least, most]."""
+    for name in names:
+        value = getattr(settings, name)
+        check(
+            isinstance(value, int) and least <= value <= most,
+            f"{section}.{name}",
+            got=value,
+            expected=f"an integer in [{least}, {most:,}]",
+            fix="choose one in the range",
+        )
+
+
 def one_of(what: str, value: Any, options: Any) -> None:
     """Refuses values that are not among `options`, and lists them."""
     options = sorted(options)

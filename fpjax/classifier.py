@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from .artifacts import Checkpoints, MetricsLog
 from .augment import add_noise, mask_randomly, stamp_randomly
-from .checks import StageError, check, in_range, positive
+from .checks import StageError, check, in_range, whole
 from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
 from .models.resnet import ResNet, ResNetSettings
 from .progress import Progress, stopping
@@ -60,8 +60,10 @@ class ClassifierSettings:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "batch_size", "steps_per_epoch", "max_epochs", "patience", "num_val"):
-            positive(f"classifiers.{name}", getattr(self, name))
+        in_range("classifiers.learning_rate", self.learning_rate, 1e-12, 1.0)
+        whole("classifiers", self, names=("batch_size", "num_val"), most=2**16)
+        whole("classifiers", self, names=("steps_per_epoch", "max_epochs", "patience"), most=10**6)
+        whole("classifiers", self, names=("max_masks",), least=0, most=100)
         for name in ("fingerprint_rate", "fingerprint_rate_val", "identity_rate", "identity_rate_val"):
             in_range(f"classifiers.{name}", getattr(self, name), 0.0, 1.0)
         check(
@@ -71,7 +73,6 @@ class ClassifierSettings:
             expected="a number in (0, 1)",
             fix="use 0.5",
         )
-        check(self.max_masks >= 0, "classifiers.max_masks", got=self.max_masks, expected="0 or more", fix="use 4")
         in_range("classifiers.max_noise", self.max_noise, 0.0, 2.0)
 
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .artifacts import MetricsLog
-from .chains import NO_TARGET, Block, Engine, Work, concatenate_work, make_work, run_saved
-from .checks import check, positive
+from .chains import MAX_CHAINS, NO_TARGET, Block, Engine, Work, concatenate_work, make_work, run_saved
+from .checks import check, whole
 from .classifier import detect_all
 from .oracle import nearest_image
 from .sde import TimeGrid
@@ -45,8 +45,8 @@ class CountSettings:
     oracle_t: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "sensitivity_chains", "oracle_samples", "oracle_chains"):
-            positive(f"count.{name}", getattr(self, name))
+        names = ("num_samples", "sensitivity_chains", "oracle_samples", "oracle_chains")
+        whole("count", self, names=names, most=MAX_CHAINS)
         check(0 < self.oracle_t <= 1, "count.oracle_t", got=self.oracle_t, expected="a time in (0, 1]", fix="use 0.15")
 
 

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .artifacts import MetricsLog, read_arrays, write_arrays
-from .checks import RequestError, check, in_range, one_of, positive
+from .checks import RequestError, in_range, one_of, whole
 from .fingerprint import dequantize, to_model
 from .progress import Progress
 from .sde import T_MIN_DENSITY, SubVP, flow_drift, prior_logp
@@ -58,16 +58,11 @@ class OdeSettings:
 
     def __post_init__(self) -> None:
         one_of("ode.solver", self.solver, SOLVERS)
-        for name in ("rtol", "atol", "max_steps"):
-            positive(f"ode.{name}", getattr(self, name))
+        in_range("ode.rtol", self.rtol, 1e-8, 0.1)
+        in_range("ode.atol", self.atol, 1e-8, 0.1)
+        whole("ode", self, names=("max_steps",), most=10**6)
+        whole("ode", self, names=("num_probes",), least=0, most=10**4)
         in_range("ode.t_min", self.t_min, 1e-7, 0.5)
-        check(
-            self.num_probes >= 0,
-            "ode.num_probes",
-            got=self.num_probes,
-            expected="0 or more",
-            fix="use 1, or 0 for the exact trace",
-        )
 
 
 class LogLikelihood(NamedTuple):
@@ -167,8 +162,8 @@ class NllSettings:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("num_train", "num_held_out", "batch_size"):
-            positive(f"likelihood.{name}", getattr(self, name))
+        whole("likelihood", self, names=("num_train", "num_held_out"), most=10**6)
+        whole("likelihood", self, names=("batch_size",), most=2**16)
 
 
 def log_likelihoods(

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from .artifacts import MetricsLog
-from .chains import Block, Engine, Work, concatenate_work, make_work, run_saved
-from .checks import check, in_range, positive
+from .chains import MAX_CHAINS, Block, Engine, Work, concatenate_work, make_work, run_saved
+from .checks import check, in_range, whole
 from .classifier import detect_all
 from .types import Images, Key
 
@@ -39,11 +39,9 @@ class SearchSettings:
     rank_max_t: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("member_levels", "rank_levels", "rank_chains"):
-            positive(f"search.{name}", getattr(self, name))
-        check(
-            self.member_chains >= 0, "search.member_chains", got=self.member_chains, expected="0 or more", fix="use 16"
-        )
+        whole("search", self, names=("member_levels", "rank_levels"), most=10**5)
+        whole("search", self, names=("rank_chains",), most=10**6)
+        whole("search", self, names=("member_chains",), least=0, most=10**6)
         in_range("search.rank_max_t", self.rank_max_t, 1e-3, 1.0)
 
 
@@ -89,6 +87,11 @@ def search_work(settings: SearchSettings, num_levels: int, num_targets: int, num
         got=settings.rank_levels,
         expected=f"at most sampler.num_levels = {num_levels}",
         fix="lower it or raise sampler.num_levels",
+    )
+    total = settings.rank_levels * settings.rank_chains * num_targets
+    total += settings.member_levels * settings.member_chains * num_members
+    check(
+        total <= MAX_CHAINS, "search", got=f"{total:,} chains", expected=f"at most {MAX_CHAINS:,}", fix="ask for fewer"
     )
 
     def every(targets: int, levels: np.ndarray, chains: np.ndarray) -> Work:

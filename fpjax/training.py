@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from .artifacts import Checkpoints, MetricsLog
-from .checks import StageError, check, in_range, positive
+from .checks import StageError, in_range, whole
 from .progress import Progress, stopping
 from .types import Images, Key, Scalar
 
@@ -50,9 +50,11 @@ class TrainingSettings:
     checkpoint_every: int = 5_000
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "learning_rate", "grad_clip", "log_every", "checkpoint_every"):
-            positive(f"score.{name}", getattr(self, name))
-        check(self.warmup_steps >= 0, "score.warmup_steps", got=self.warmup_steps, expected="0 or more", fix="use 0")
+        whole("score", self, names=("num_steps", "log_every", "checkpoint_every"), most=10**8)
+        whole("score", self, names=("batch_size",), most=2**16)
+        whole("score", self, names=("warmup_steps",), least=0, most=10**8)
+        in_range("score.learning_rate", self.learning_rate, 1e-12, 1.0)
+        in_range("score.grad_clip", self.grad_clip, 1e-12, 1e12)
         in_range("score.ema_decay", self.ema_decay, 0.0, 1.0)
 
 

@@ -111,16 +111,6 @@ def test_bad_requests_are_one_line_and_exit_status_2(environment, tmp_path, flag
     assert left in ([], ["config.json"]) or set(left) <= {"config.json", "metrics.jsonl"}
 
 
-def test_a_config_that_is_no_config_is_one_line(environment, tmp_path):
-    for text in ("this is not python", "raise RuntimeError('no')", "x = 1", "def get_config():\n    return 3\n"):
-        path = tmp_path / "config.py"
-        path.write_text(text)
-        done = launch(environment, f"--config={path}", f"--workdir={tmp_path / 'run'}")
-        assert done.returncode == 2, (text, done.stderr)
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert "Traceback" not in done.stderr
-
-
 def test_workdir_of_another_config_or_of_something_else_is_refused(smoke, environment, tmp_path):
     done = launch(environment, f"--workdir={smoke[0]}", "--config.score.num_steps=61")
     assert done.returncode == 2

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..checks import check, one_of, positive
+from ..checks import check, one_of, whole
 
 STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STEMS = ("imagenet", "small")
@@ -32,13 +32,13 @@ class ResNetSettings:
 
     def __post_init__(self) -> None:
         check(
-            len(self.stages) > 0 and min(self.stages) > 0,
+            0 < len(self.stages) <= 8 and all(1 <= blocks <= 100 for blocks in self.stages),
             "resnet.stages",
             got=self.stages,
-            expected="a positive number of blocks for each stage",
+            expected="1 to 100 blocks for each of at most 8 stages",
             fix="use (3, 4, 6, 3), which is ResNet50",
         )
-        positive("resnet.width", self.width)
+        whole("resnet", self, names=("width",), most=1024)
         one_of("resnet.stem", self.stem, STEMS)
 
 

@@ -1,0 +1,122 @@
+"""What the check says before a run: findings at their edges, and a real one."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpjax import preflight, stats
+from fpjax.config import make_config
+from fpjax.run import Run
+
+from .conftest import launch
+from .test_config import config_of
+
+
+def findings(tmp_path, **sections):
+    config = config_of("smoke")
+    for section, values in sections.items():
+        config[section].update(values)
+    run = Run(make_config(config), tmp_path / "run")
+    planted, content = run.data
+    return {f.what: f for f in preflight.examine(run.config, planted, content["identity"], run.grid)}
+
+
+def test_rank_test_needs_enough_controls(tmp_path):
+    data = {"num_pool": 64, "num_members": 1}
+    assert findings(tmp_path, data=data | {"num_controls": 19})["rank test"].grade == "ok"
+    weak = findings(tmp_path, data=data | {"num_controls": 18})["rank test"]
+    assert weak.grade == "weak"
+    assert "set data.num_controls to 19" in weak.text
+    two = findings(tmp_path, data=data | {"num_members": 2, "num_controls": 38})["rank test"]
+    assert two.grade == "weak"
+    assert "to 39 or more" in two.text
+
+
+def test_the_number_of_samples_it_advises_is_enough(tmp_path):
+    weak = findings(tmp_path, count={"num_samples": 10})["leak test"]
+    assert weak.grade == "weak"
+    advised = int(weak.text.rsplit(" ", 1)[1].replace(",", ""))
+    assert findings(tmp_path, count={"num_samples": advised})["leak test"].grade == "ok"
+    assert stats.detectable_rate(advised, 0, advised, alpha=0.01, beta=0.001) <= 1 / 8
+    # Without held-out targets the few real images limit what the test can reject, whatever the samples.
+    alone = findings(tmp_path, data={"num_controls": 0}, count={"num_samples": 10})["leak test"]
+    assert "plant held-out targets too" in alone.text
+
+
+def test_sensitivity_chains_at_the_edge(tmp_path):
+    # 0.05^(1/29) = 0.902 and 0.05^(1/28) = 0.899.
+    assert findings(tmp_path, count={"sensitivity_chains": 29, "oracle_chains": 29})["sensitivity"].grade == "ok"
+    weak = findings(tmp_path, count={"sensitivity_chains": 28, "oracle_chains": 29})["sensitivity"]
+    assert weak.grade == "weak"
+    assert weak.text.endswith("to 29")
+
+
+def test_search_chains_against_the_floor(tmp_path):
+    many = findings(tmp_path, search={"member_chains": 16})["search"]
+    assert many.grade == "ok"
+    few = findings(tmp_path, search={"member_chains": 1}, data={"num_train": 2, "num_controls": 1})
+    assert few["search"].grade == "weak"
+
+
+def test_disc_and_data_findings(tmp_path):
+    found = findings(tmp_path)
+    assert "32 train, 12 val, 24 test of 8x8x1" in found["data"].text
+    assert "radius 1 pixels, 7.8 % of the image" in found["disc"].text  # 5 of 64 pixels
+    assert found["contrast"].grade in ("ok", "note")
+
+
+def test_timing_counts_what_was_asked_for():
+    timing = preflight.time_call(lambda a: a @ a, jnp.ones((64, 64)), batch=64)
+    assert timing.flops == pytest.approx(2 * 64**3, rel=0.05)
+    assert timing.bytes >= 2 * 4 * 64 * 64
+    assert timing.per_second == pytest.approx(64 / timing.seconds)
+
+
+def test_predictions_scale_with_the_work(tmp_path):
+    config = config_of("smoke")
+    run = Run(make_config(config), tmp_path / "run")
+    timings = dict.fromkeys(
+        ("evaluation", "training", "classifier training", "detection", "density"),
+        preflight.Timing(10, 1.0, 0.0, 1.0, 0),
+    )
+    before = preflight.predict(run, timings)
+    assert before["score"][0] == pytest.approx(60 * config.score.batch_size / 10)
+    longer = dataclasses.replace(run.config.score, num_steps=120)
+    run.config = dataclasses.replace(run.config, score=longer)
+    after = preflight.predict(run, timings)
+    assert after["score"][0] == pytest.approx(2 * before["score"][0])
+    assert after["count"] == before["count"]
+    assert preflight.num_densities(run) == 2 + 4 + 3 + 1
+
+
+def test_check_on_the_command_line(environment, tmp_path):
+    done = launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=check")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+    grades = {line.split()[0] for line in done.stdout.splitlines()[:-1]}
+    assert grades == {"ok", "note", "weak", "time"} or grades == {"ok", "weak", "time"}
+    for what in ("data", "disc", "rank test", "leak test", "memory", "devices", "score", "likelihood", "all"):
+        assert f" {what} " in done.stdout, what
+    assert "rank test" in done.stdout.splitlines()[-1]
+    strict = launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=check", "--fail_on=inconclusive")
+    assert strict.returncode == 3, strict.stderr
+
+
+def test_fail_on_follows_the_verdict(smoke, environment):
+    """The smoke run's verdict is inconclusive."""
+    assert "VERDICT: INCONCLUSIVE" in smoke[1].stdout
+    for fail_on, status in (("leak", 0), ("inconclusive", 3)):
+        done = launch(environment, f"--workdir={smoke[0]}", "--stage=report", f"--fail_on={fail_on}")
+        assert done.returncode == status, done.stderr
+
+
+def test_contrast_is_that_of_the_covered_pixels(tmp_path):
+    config = make_config(config_of("smoke"))
+    run = Run(config, tmp_path / "run")
+    planted, content = run.data
+    flat = planted._replace(originals=np.full_like(planted.originals, 128))
+    found = {f.what: f for f in preflight.examine(config, flat, content["identity"], run.grid)}
+    assert found["contrast"].grade == "note"
+    assert "at least 0" in found["contrast"].text
