@@ -1,7 +1,7 @@
 """Your own images on a CPU: a folder of PNG or JPEG files, the small model of BreastMNIST, 19 held-out targets.
 
 Command:  python launch.py --config=configs/folder.py --config.data.path=DIR
-Needs:    60 distinct images or more, of 28 pixels each way or more; a verdict is no better than the model's training.
+Needs:    54 distinct images or more, of 28 pixels each way or more.
 """
 
 from ml_collections import ConfigDict

@@ -72,6 +72,7 @@ def read_arrays(path: Path) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
         expected="an npz file with train_images or images, or an npy file",
         fix="give the right path, or replace the file: it is damaged or of another format",
     )
+    images = {split: array[..., None] if array.ndim == 3 else array for split, array in images.items()}
     shape = images["train"].shape[1:]
     for split, array in images.items():
         check(
@@ -81,14 +82,14 @@ def read_arrays(path: Path) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
             expected=f"{shape}, as in train_images",
             fix="bring all images to one size and number of channels",
         )
-    return {split: array[..., None] if array.ndim == 3 else array for split, array in images.items()}
+    return images
 
 
 def read_folder(root: Path, *, side: int) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
     """The PNG and JPEG files of a folder and its sub-folders, {split: images}, sorted by their path within it.
 
-    Sub-folders train, val and test at the top are the splits; else all is "train". Links and hidden files are
-    skipped. Each image is turned as its EXIF orientation says, cut to the largest square about its centre, and
+    Sub-folders train, val and test at the top are the splits; else all is "train". Links, hidden files and other files
+    are skipped. Each image is turned as its EXIF orientation says, cut to the largest square about its centre, and
     reduced to `side` pixels by averaging areas (Pillow's BOX). If every image is grey there is one channel, else three.
 
     Raises:
@@ -235,9 +236,10 @@ def _image_files(folder: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-def _sort_key(path: Path) -> list[bytes]:
-    """Orders paths alike on all systems: by bytes, part by part, with accents composed."""
-    return [unicodedata.normalize("NFC", part).encode("utf-8", "surrogateescape") for part in path.parts]
+def _sort_key(path: Path) -> tuple[list[bytes], list[bytes]]:
+    """Orders paths alike on all systems: by bytes, part by part, with accents composed, which some systems do not."""
+    composed = [unicodedata.normalize("NFC", part).encode("utf-8", "surrogateescape") for part in path.parts]
+    return composed, [os.fsencode(part) for part in path.parts]
 
 
 def _read_image(path: Path, name: str, side: int) -> UInt8[np.ndarray, "side side _"]:

@@ -16,7 +16,7 @@ from .source import DataSettings, Splits, image_digests
 
 # One random stream a purpose: more training images, say, must not move the targets. Never renumber.
 _TARGETS, _CENTER, _MEMBERS, _TRAIN = range(4)
-_MAX_DISCS = 1000  # tried on an image: all on up to 39x39 pixels; a blank large image should not take minutes
+_MAX_DISCS = 1000  # tried on an image: all there are on up to 43x43 pixels; a blank large image should not take minutes
 
 
 class Target(NamedTuple):
