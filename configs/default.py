@@ -12,10 +12,14 @@ def get_config() -> ConfigDict:
             "name": "default",
             "seed": 0,  # of every draw but the data's
             "data": {
-                "source": "medmnist",  # phantom | medmnist
-                "name": "pathmnist",  # the paper's main data set
-                "directory": "",  # empty: $FPJAX_DATA, then ./data
-                "side": 28,  # pixels; phantoms only
+                "source": "medmnist",  # medmnist | npz | folder | tfds | phantom
+                "name": "pathmnist",  # the paper's main data set; medmnist and tfds
+                "directory": "",  # empty: $FPJAX_DATA, then ./data; medmnist and tfds
+                "path": "",  # the user's file or folder; npz and folder
+                "download": True,  # an official MedMNIST file that is nowhere here
+                "side": 28,  # pixels, the paper's; npz and tfds have their own
+                "val_fraction": 0.1,
+                "test_fraction": 0.1,  # of the train images, where npz, folder or tfds has no such split
                 "num_pool": 1200,
                 "num_val": 200,
                 "num_test": 200,  # phantoms in the train, val and test split
@@ -24,7 +28,7 @@ def get_config() -> ConfigDict:
                 "num_controls": 19,  # H, targets that are not; 19 give the rank test its smallest p of 0.05
                 "repeat_grey": False,  # the paper repeats grey to 3 channels; native is cheaper and has a density
                 "dequantize": True,  # uniform noise on the bytes in training and likelihood
-                "seed": 0,  # of targets, discs, membership and subset
+                "seed": 0,  # of drawn splits, targets, discs, membership and subset
             },
             "sde": {"beta_min": 0.1, "beta_max": 20.0},  # sub-VP, Song et al. 2021
             "model": {

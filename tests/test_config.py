@@ -30,8 +30,11 @@ def config_of(name):
 def run_of(name):
     """A run with blank images of the config's shape in place of its data."""
     config = make_config(config_of(name))
-    side = config.data.side if config.data.source == "phantom" else 28
-    shape = (side, side, CHANNELS.get(config.data.name, 1) if config.data.source == "medmnist" else 1)
+    shape = (
+        config.data.side,
+        config.data.side,
+        CHANNELS.get(config.data.name, 1) if config.data.source == "medmnist" else 1,
+    )
     targets = config.data.num_members + config.data.num_controls
     blank = [np.zeros((n, *shape), np.uint8) for n in (8, targets, targets, 2, 2, 2)]
     run = pipeline.Run(config, Path("unused"))

@@ -90,8 +90,12 @@ def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
         (["--config.search.member_levels=11"], "search.member_levels: got 11"),
         (["--config.data.side=4", "--config.data.num_members=40"], "data.num_members"),
         (["--config.data.num_pool=3"], "expected"),
-        (["--config.data.source=medmnist", "--config.data.name=octmnist"], "data.name: got 'octmnist'"),
-        (["--config.data.source=medmnist", "--config.data.directory=/nonexistent"], "pathmnist.npz"),
+        (["--config.data.source=medmnist", "--config.data.name=octopus"], "data.name: got 'octopus'"),
+        (
+            ["--config.data.source=medmnist", "--config.data.side=28", "--config.data.download=False"]
+            + ["--config.data.directory=/nonexistent"],
+            "pathmnist.npz",
+        ),
         (
             ["--config.model.channels=(8, 8)", "--config.model.attention=(False, False)", "--config.data.side=9"],
             "image side",
@@ -146,6 +150,8 @@ def test_a_real_file_is_audited_by_checksum(environment, tmp_path):
         pytest.skip("needs the official breastmnist.npz beside the project")
     flags = [
         "--config.data.source=medmnist",
+        "--config.data.side=28",
+        "--config.data.download=False",
         "--config.data.name=breastmnist",
         f"--config.data.directory={tmp_path}",
         "--stage=data",

@@ -16,6 +16,7 @@ from .source import DataSettings, Splits, image_digests
 
 # One random stream a purpose: more training images, say, must not move the targets. Never renumber.
 _TARGETS, _CENTER, _MEMBERS, _TRAIN = range(4)
+_MAX_DISCS = 1000  # tried on an image: all there are on up to 43x43 pixels; a blank large image should not take minutes
 
 
 class Target(NamedTuple):
@@ -130,7 +131,7 @@ def describe(splits: Splits, planted: Planted, settings: DataSettings) -> dict[s
 def _stamp_each(
     images: UInt8[np.ndarray, "n h w c"], rows: list[int], radius: int, seed: int, taken: set[bytes]
 ) -> Iterator[tuple[Target, UInt8[np.ndarray, "h w c"]]]:
-    """Yields (Target, stamped image) for each row, skipping rows on which every disc gives an image seen before.
+    """Yields (Target, stamped image) for each row, skipping rows on which every disc tried gives an image seen before.
 
     `taken` holds the digests of all images, so a disc that changes nothing is drawn again, and one that makes
     the image equal to another image or to an earlier target is too.
@@ -138,7 +139,7 @@ def _stamp_each(
     _, height, width, _ = images.shape
     num_rows, num_cols = height - 2 * radius, width - 2 * radius
     for index in rows:
-        for place in _stream(seed, _CENTER, index).permutation(num_rows * num_cols):
+        for place in _stream(seed, _CENTER, index).permutation(num_rows * num_cols)[:_MAX_DISCS]:
             row, col = radius + int(place) // num_cols, radius + int(place) % num_cols
             mask = disc_mask((height, width), (row, col), radius)
             image = np.asarray(stamp(images[index], mask, FINGERPRINT_BYTE))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-import os
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,28 +11,23 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..checks import check, one_of
+from .files import MAX_SIDE, SPLITS, read_arrays, read_folder
 from .phantom import phantom_images
+from .remote import MEDMNIST, MEDMNIST_SIDES, MORE_MEDMNIST, medmnist_file, read_tfds
 
-# The paper's seven sets at 28x28, with the MD5 of the official files (medmnist 3.0.2).
-MEDMNIST = {
-    "bloodmnist": "7053d0359d879ad8a5505303e11de1dc",
-    "breastmnist": "750601b1f35ba3300ea97c75c52ff8f6",
-    "chestmnist": "02c8a6516a18b556561a56cbdd36c4a8",
-    "organsmnist": "9ab87b696fb54e2a387ebe992d6ed5f1",
-    "pathmnist": "a8b06965200029087d5bd730944a56c1",
-    "pneumoniamnist": "28209eda62fecd6e6a2d98b1501bb15f",
-    "retinamnist": "bd4c0672f1bba3e3a89f0e4e876791e4",
-}
-_URL = "https://zenodo.org/records/10519652/files/{file}?download=1"
-_SPLITS = ("train", "val", "test")
+_MAX_PHANTOMS = 100_000  # in a split
+_MAX_PHANTOM_BYTES = 2**25  # in all splits; under a minute of one core
+_MAX_COUNT = 10**6  # of anything else: ten times the largest MedMNIST set
+_SPLIT_STREAM = 4  # after the purposes 0 to 3 of `plant`
 
 
 class Splits(NamedTuple):
     """The images as the source has them.
 
-    `identity` is JSON-able and the same on every machine: source, name, checksum or generator parameters, image
-    shape, images a split, surplus copies (pixel-identical to an earlier image) a split, and distinct images that
-    two splits share.
+    `identity` is JSON-able and the same on every machine: source, name, the source's own checksum or generator
+    parameters, which splits were drawn and how, image shape, images a split, SHA-256 of their bytes in order, surplus
+    copies (pixel-identical to an earlier image) a split, and distinct images that two splits share. It has no file
+    names or paths: they can name patients.
     """
 
     train: UInt8[np.ndarray, "train h w c"]
@@ -47,15 +42,21 @@ class DataSettings:
 
     Attributes:
       source: a name in `LOADERS`.
-      name: the data set within the source; the phantoms have only one and ignore it.
-      directory: where the files are; empty: $FPJAX_DATA, ./data and, if it exists, ../shared/data/medmnist.
-      side: pixels each way, phantoms only.
+      name: the data set, of medmnist and tfds.
+      directory: where the files of medmnist (empty: $FPJAX_DATA, ./data and, if it exists, ../shared/data/medmnist)
+        and tfds (empty: TFDS's own place) are.
+      path: the npz or npy file, or the folder.
+      download: fetch an official MedMNIST file that is nowhere here.
+      side: pixels each way of phantoms (4 to 1024), of medmnist (28, 64, 128 or 224), and to which images of a folder
+        are reduced; npz and tfds have their own.
+      val_fraction, test_fraction: share of the train images, above 0 and below 0.5, that becomes a val or test split
+        where npz, folder or tfds has none.
       num_val, num_test, num_pool: phantoms in the val, test and train split.
       num_train: |N_D|, images that the score model trains on, members included; 0: all that remain.
       num_members, num_controls: targets trained on (K) and held out (H).
       repeat_grey: grey images become three equal channels, the paper's way; else they keep their one.
       dequantize: training and likelihood add uniform noise below one grey level.
-      seed: of the phantoms and of all choices in `plant`, 0 to 2**30.
+      seed: of the phantoms, of drawn splits and of all choices in `plant`, 0 to 2**30.
 
     Raises:
       RequestError: a name or number out of its range.
@@ -64,7 +65,11 @@ class DataSettings:
     source: str = "medmnist"
     name: str = "pathmnist"
     directory: str = ""
+    path: str = ""
+    download: bool = True
     side: int = 28
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
     num_val: int = 200
     num_test: int = 200
     num_pool: int = 1200
@@ -77,13 +82,32 @@ class DataSettings:
 
     def __post_init__(self):
         one_of("data.source", self.source, LOADERS)
-        if self.source == "medmnist":
-            one_of("data.name", self.name, MEDMNIST)
-        least = {"side": 4, "num_val": 1, "num_test": 1, "num_pool": 1, "num_train": 0, "num_members": 1}
-        for field, low in (least | {"num_controls": 0, "seed": 0}).items():
+        for field in ("name", "directory", "path"):
             value = getattr(self, field)
-            ok = isinstance(value, int) and value >= low
-            check(ok, f"data.{field}", got=value, expected=f"an integer of {low} or more", fix="raise it")
+            check(
+                isinstance(value, str) and value.isprintable() and len(value) <= 1000,
+                f"data.{field}",
+                got=ascii(value)[:100],
+                expected="at most 1000 printable characters",
+                fix="correct it",
+            )
+        ranges = {
+            "side": (4, MAX_SIDE),
+            **dict.fromkeys(("num_val", "num_test", "num_pool"), (1, _MAX_PHANTOMS)),
+            "num_train": (0, _MAX_COUNT),
+            "num_members": (1, _MAX_COUNT),
+            "num_controls": (0, _MAX_COUNT),
+            "seed": (0, 2**30),
+        }
+        for field, (low, high) in ranges.items():
+            value = getattr(self, field)
+            ok = isinstance(value, int) and low <= value <= high
+            check(
+                ok, f"data.{field}", got=value, expected=f"an integer from {low} to {high}", fix="choose one of these"
+            )
+        for field in ("val_fraction", "test_fraction"):
+            value = getattr(self, field)
+            check(0 < value < 0.5, f"data.{field}", got=value, expected="above 0 and below 0.5", fix="use 0.1")
         check(
             self.num_train == 0 or self.num_train >= self.num_members,
             "data.num_train",
@@ -98,27 +122,54 @@ class DataSettings:
             expected="True: three equal channels have no density without noise of their own",
             fix="set data.dequantize=True, or data.repeat_grey=False",
         )
-        check(self.seed <= 2**30, "data.seed", got=self.seed, expected="at most 2**30", fix="choose a smaller seed")
+        if self.source == "medmnist":
+            check(
+                not self.name.endswith("3d"),
+                "data.name",
+                got=f"{self.name!r}, a set of volumes",
+                expected="a set of images",
+                fix="choose a 2-D set, or export slices and set data.source=npz",
+            )
+            one_of("data.name", self.name, {*MEDMNIST, *MORE_MEDMNIST})
+            one_of("data.side", str(self.side), map(str, MEDMNIST_SIDES))
+        if self.source == "phantom":
+            num_bytes = (self.num_pool + self.num_val + self.num_test) * self.side**2
+            check(
+                num_bytes <= _MAX_PHANTOM_BYTES,
+                "data.num_pool + data.num_val + data.num_test",
+                got=f"{num_bytes} pixels of phantoms",
+                expected=f"at most {_MAX_PHANTOM_BYTES}",
+                fix="draw fewer or smaller ones",
+            )
 
 
 def load(settings: DataSettings) -> Splits:
-    """Reads or generates the images, bytes as the source has them.
+    """Reads or generates the images, bytes as the source has them, and draws the splits that it lacks.
 
     Raises:
-      RequestError: a file is missing, unreadable, not the official one, or not three splits of uint8 images.
+      RequestError: a file is missing, unreadable, damaged or not the official one; what it holds is not uint8 images
+        of one shape; too few images.
     """
     images, identity = LOADERS[settings.source](settings)
+    drawn = [split for split in SPLITS if split not in images]
+    if drawn:
+        fractions = {split: getattr(settings, f"{split}_fraction") for split in drawn}
+        rows = draw_splits(image_digests(images["train"]), fractions, seed=settings.seed)
+        images |= {split: images["train"][rows[split]] for split in ("val", "test", "train") if split in rows}
+        identity = identity | {"drawn": fractions | {"seed": settings.seed}}
+    identity = identity | {
+        "sha256": {split: hashlib.sha256(np.ascontiguousarray(images[split]).data).hexdigest() for split in SPLITS}
+    }
     if settings.repeat_grey and images["train"].shape[-1] == 1:
         images = {split: np.repeat(array, 3, axis=-1) for split, array in images.items()}
-    digests = {split: image_digests(array) for split, array in images.items()}
+    digests = {split: image_digests(images[split]) for split in SPLITS}
     identity = identity | {
         "image_shape": list(images["train"].shape[1:]),
         "repeat_grey": settings.repeat_grey,
-        "num_images": {split: len(array) for split, array in images.items()},
+        "num_images": {split: len(rows) for split, rows in digests.items()},
         "surplus_copies": {split: len(rows) - len(set(rows)) for split, rows in digests.items()},
         "shared_images": {
-            f"{a}_{b}": len(set(digests[a]) & set(digests[b]))
-            for a, b in (("train", "val"), ("train", "test"), ("val", "test"))
+            f"{a}_{b}": len(set(digests[a]) & set(digests[b])) for a, b in itertools.combinations(SPLITS, 2)
         },
     }
     return Splits(**images, identity=identity)
@@ -129,88 +180,84 @@ def image_digests(images: UInt8[np.ndarray, "n h w c"]) -> list[bytes]:
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
 
 
-def read_npz(path: Path) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
-    """Reads {train,val,test}_images of an npz file, never pickled objects; grey images get their channel axis.
+def draw_splits(digests: list[bytes], fractions: dict[str, float], *, seed: int) -> dict[str, list[int]]:
+    """Rows of each drawn split, and of the train split that remains, in the order of the images.
+
+    Copies stay together: images of one digest are dealt as one, in random order, to the first split that has room for
+    all of them, else to train. Whether an image is drawn depends on the pixels and the seed, not on the images' order.
+
+    >>> draw_splits([b"a", b"b", b"a", b"c"], {"val": 0.2}, seed=0)
+    {'val': [1], 'train': [0, 2, 3]}
 
     Raises:
-      RequestError: the file is no whole npz, lacks a split, or the splits are not uint8 (n, h, w[, 1 or 3]), n > 0.
+      RequestError: a split would be empty.
     """
-    images, problem = {}, ""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            images = {split: np.asarray(arrays[f"{split}_images"]) for split in _SPLITS}
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen unrelated types
-        problem = f"{type(error).__name__}: {error}"
+    groups: dict[bytes, list[int]] = {}
+    for row, digest in enumerate(digests):
+        groups.setdefault(digest, []).append(row)
+    room = {split: max(1, round(fraction * len(digests))) for split, fraction in fractions.items()}
+    rows: dict[str, list[int]] = {split: [] for split in (*fractions, "train")}
+    names = sorted(groups)
+    # The stream of a RandomState is frozen for good (NEP 19).
+    for i in np.random.RandomState((seed, _SPLIT_STREAM)).permutation(len(names)):  # noqa: NPY002
+        group = groups[names[i]]
+        split = next((split for split in fractions if len(rows[split]) + len(group) <= room[split]), "train")
+        rows[split] += group
     check(
-        not problem,
-        path.name,
-        got=problem,
-        expected="an npz file with the arrays train_images, val_images and test_images",
-        fix="replace the file, it is damaged or of another format",
+        all(rows.values()),
+        "data",
+        got=f"{len(digests)} images, {len(groups)} of them distinct, which leave a split empty",
+        expected="some for each split",
+        fix="add images, or remove copies",
     )
-    for split, array in images.items():
-        images[split] = array = array[..., None] if array.ndim == 3 else array
-        check(
-            array.dtype == np.uint8
-            and array.ndim == 4
-            and array.shape[-1] in (1, 3)
-            and array.size > 0
-            and array.shape[1:] == images["train"].shape[1:],
-            f"{split}_images in {path.name}",
-            got=f"{array.dtype} of shape {array.shape}",
-            expected="uint8 of shape (n, h, w), (n, h, w, 1) or (n, h, w, 3), n > 0, equal h, w and channels in all",
-            fix="convert the images to bytes of one size",
-        )
-    return images
+    return {split: sorted(members) for split, members in rows.items()}
 
 
 def _load_medmnist(settings: DataSettings) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One official MedMNIST file, its MD5 checked before anything in it is read."""
-    file = f"{settings.name}.npz"
-    path = _find(file, settings.directory)
-    try:
-        with path.open("rb") as stream:
-            md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            got = f"MD5 {md5} ({stream.tell()} bytes)"
-    except OSError as error:
-        md5, got = "", error.strerror
-    expected = MEDMNIST[settings.name]
-    check(
-        md5 == expected,
-        file,
-        got=got,
-        expected=f"MD5 {expected}, the official 28x28 file",
-        fix=f"it is truncated, unreadable or another release; replace it by {_URL.format(file=file)}",
+    path, md5 = medmnist_file(
+        settings.name, side=settings.side, directory=settings.directory, download=settings.download
     )
-    return read_npz(path), {"source": "medmnist", "name": settings.name, "md5": md5}
+    return read_arrays(path), {"source": "medmnist", "name": settings.name, "md5": md5}
 
 
-def _find(file: str, directory: str) -> Path:
-    """The first of the places where the file may be; paths in messages stay as the user gave them."""
-    shared = "../shared/data/medmnist"
-    defaults = [os.environ.get("FPJAX_DATA", ""), "data", shared if Path(shared).is_dir() else ""]
-    places = [directory] if directory else [place for place in defaults if place]
-    found = [path for place in places if (path := Path(place) / file).is_file()]
-    check(
-        bool(found),
-        "data.name",
-        got=f"no file {file} in {' or '.join(places)}",
-        expected="the official MedMNIST file",
-        fix=f"download {_URL.format(file=file)} as {places[0]}/{file}, or set data.directory or FPJAX_DATA",
-    )
-    return found[0]
+def _load_npz(settings: DataSettings) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The user's own arrays."""
+    return read_arrays(_path(settings)), {"source": "npz", "name": "npz"}
+
+
+def _load_folder(settings: DataSettings) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The user's own PNG and JPEG files."""
+    return read_folder(_path(settings), side=settings.side), {"source": "folder", "name": "folder"}
+
+
+def _path(settings: DataSettings) -> Path:
+    """Where the user's images are; without a default, so configs can leave it open."""
+    fix = "add --config.data.path=..."
+    check(bool(settings.path), "data.path", got="nothing", expected="the user's file or folder", fix=fix)
+    return Path(settings.path)
+
+
+def _load_tfds(settings: DataSettings) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A data set that TFDS has prepared here."""
+    images, identity = read_tfds(settings.name, directory=settings.directory)
+    return images, {"source": "tfds", "name": settings.name} | identity
 
 
 def _load_phantom(settings: DataSettings) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Phantoms, each split from a stream of its own, so that none changes when another grows."""
     sizes = {"train": settings.num_pool, "val": settings.num_val, "test": settings.num_test}
-    seeds = {split: 3 * settings.seed + i for i, split in enumerate(_SPLITS)}
-    images = {split: phantom_images(sizes[split], side=settings.side, seed=seeds[split]) for split in _SPLITS}
+    seeds = {split: 3 * settings.seed + i for i, split in enumerate(SPLITS)}
+    images = {split: phantom_images(sizes[split], side=settings.side, seed=seeds[split]) for split in SPLITS}
     return images, {"source": "phantom", "name": "phantom", "side": settings.side, "split_seeds": seeds}
 
 
 # A new source is one function and one line here: settings -> ({split: uint8 (n, h, w, c)}, its part of the identity).
+# It may leave out val and test, which are then drawn.
 LOADERS: dict[str, Callable[[DataSettings], tuple[dict[str, np.ndarray], dict[str, Any]]]] = {
+    "folder": _load_folder,
     "medmnist": _load_medmnist,
+    "npz": _load_npz,
     "phantom": _load_phantom,
+    "tfds": _load_tfds,
 }
