@@ -41,9 +41,11 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         _CONFIG.value.to_dict()
     # A config file is a program: it can fail in any way, and exit.
-    except (Exception, SystemExit) as error:
-        known = f"; configs here: {', '.join(sorted(p.stem for p in CONFIGS.glob('*.py')))}"
-        sys.exit(refuse(f"{error}{known if isinstance(error, FileNotFoundError) else '; --help lists the flags'}"))
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        plain = isinstance(error, flags.Error | OSError)
+        known = f"configs here: {', '.join(sorted(p.stem for p in CONFIGS.glob('*.py')))}"
+        fix = known if isinstance(error, FileNotFoundError) else "--help lists the flags"
+        sys.exit(refuse(f"{error if plain else f'{type(error).__name__}: {error}'}; {fix}"))
     finally:
         signal.alarm(0)
     if len(rest) > 1:

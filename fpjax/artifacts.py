@@ -121,7 +121,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       RequestError: if the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     # NumPy, zipfile and zlib raise a dozen unrelated types on damaged files.
     except Exception as error:

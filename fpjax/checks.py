@@ -25,6 +25,8 @@ def check(ok: bool, what: str, *, got: Any, expected: str, fix: str) -> None:
     fpjax.checks.RequestError: score.num_steps: got -1, expected a positive integer; fix: set it to 2000
     """
     if not ok:
+        got = str(got)
+        got = got if len(got) <= 200 else f"{got[:200]}..."
         message = f"{what}: got {got}, expected {expected}; fix: {fix}"
         raise RequestError(" ".join(message.split()))
 

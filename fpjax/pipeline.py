@@ -252,6 +252,9 @@ def _report(run: Run) -> None:
     figures = report.draw_figures(result, images, loss, show_members=show)
     for name, png in figures.items():
         write_bytes(run.workdir / "figures" / f"{name}.png", png)
+    # Pictures of members that an earlier report showed do not stay behind.
+    for left in set(run.workdir.glob("figures/*.png")) - {run.workdir / "figures" / f"{name}.png" for name in figures}:
+        left.unlink()
     write_bytes(run.workdir / "report.html", report.to_html(result, figures, show_members=show).encode())
     write_json(run.workdir / "report.json", report.to_json(result))
     print(report.to_text(result))

@@ -9,16 +9,18 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from fpjax import artifacts, progress
+from fpjax import artifacts, pipeline, progress
 from fpjax.checks import RequestError, StageError
 
 from .conftest import RESULTS, ROOT, command, launch
+from .test_config import config_of
 
 STAGES = ("data", "score", "classifiers", "count", "search", "likelihood", "report")
 
@@ -301,3 +303,27 @@ def test_metrics_survive_half_a_line(tmp_path):
     assert json.loads(lines[0])["value"] == 1.0
     assert json.loads(lines[1])["value"] is None
     assert time.time() - json.loads(lines[1])["time"] < 60
+
+
+@pytest.mark.extra
+def test_tensorboard_gets_the_numbers_of_the_log(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = artifacts.MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard")
+    for step in (10, 20):
+        log.write("score", step=step, loss=1 / step, note="text")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("score/loss")] == [
+        (10, pytest.approx(0.1)), (20, pytest.approx(0.05)),
+    ]  # fmt: skip
+    assert set(events.Tags()["scalars"]) == {"score/step", "score/loss"}
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = config_of("smoke")
+    config.report.tensorboard = True
+    assert pipeline.main(config, workdir=str(tmp_path / "run")) == 2
+    assert "pip install 'fpjax[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -91,6 +91,7 @@ def test_predictions_scale_with_the_work(tmp_path):
     assert preflight.num_densities(run) == 2 + 4 + 3 + 1
 
 
+@pytest.mark.slow
 def test_check_on_the_command_line(environment, tmp_path):
     done = launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=check")
     assert done.returncode == 0, done.stderr
