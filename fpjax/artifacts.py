@@ -157,7 +157,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, tensorboard: Path | None = None):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._events = tensorboard and tensorboard_writer()(str(tensorboard))
+        self._events = tensorboard and tensorboard_writer()(str(tensorboard), flush_secs=5)
         # A killed run may have left half a line.
         if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
@@ -172,7 +172,6 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{stage}/{name}", value, at)
-            self._events.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -416,6 +416,8 @@ def run(
     # Whatever is wrong with the data stops here, before any compute or file.
     _ = this.data
     _refuse_strangers(this.workdir)
+    for before in {before for stage in wanted for before in NEEDS[stage]} - set(wanted):
+        this.result(before)
     with lock(this.workdir), stop_on_signals():
         _claim(settings, this.workdir)
         for stage in wanted:

@@ -18,7 +18,7 @@ LAYERS = {
     "training": 2, "augment": 2, "score": 2, "sampling": 2, "oracle": 2,
     "classifier": 3, "likelihood": 3, "chains": 3,
     "search": 4, "count": 4,
-    "audit": 5, "report": 6, "config": 6, "pipeline": 7,
+    "audit": 5, "report": 6, "config": 6, "run": 7, "preflight": 8, "pipeline": 9,
 }  # fmt: skip
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

@@ -312,6 +312,7 @@ def test_tensorboard_gets_the_numbers_of_the_log(tmp_path):
     log = artifacts.MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard")
     for step in (10, 20):
         log.write("score", step=step, loss=1 / step, note="text")
+    log._events.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("score/loss")] == [

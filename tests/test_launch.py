@@ -3,6 +3,7 @@
 import getpass
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ def test_results_are_plain_counts_without_times_paths_or_users(smoke):
         assert "wall_s" not in text
         assert "directory" not in content.get("config", {}).get("data", {})
     # No file names a path outside the run, a machine or a user; images lie in samples/, figures/ and report.html alone.
-    strangers = [str(workdir), str(ROOT), str(Path.home()), socket.gethostname(), getpass.getuser() + "@"]
+    strangers = [str(workdir), str(ROOT), str(Path.home()), getpass.getuser() + "@"]
+    # A short one would stand in any text.
+    strangers += [socket.gethostname()] * (len(socket.gethostname()) > 5)
     for path in workdir.rglob("*"):
         for stranger in strangers if path.is_file() else ():
             assert stranger.encode() not in path.read_bytes(), (path, stranger)
@@ -88,7 +91,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
     ("flags", "message"),
     [
         (["--stge=data"], "stge"),
-        (["--stage=data,train"], "--stage: got 'train', expected one of classifiers, count, data"),
+        (["--stage=data,train"], "--stage: got 'train', expected one of check, classifiers, count, data"),
         (["word"], "argument 'word'"),
         (["--config=configs/no_such.py"], "no_such.py"),
         (["--config.typo=1"], "typo"),
@@ -119,8 +122,7 @@ def test_bad_requests_are_one_line_and_exit_status_2(environment, tmp_path, flag
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
-    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert left in ([], ["config.json"]) or set(left) <= {"config.json", "metrics.jsonl"}
+    assert not (tmp_path / "run").exists()
 
 
 def test_workdir_of_another_config_or_of_something_else_is_refused(smoke, environment, tmp_path):
