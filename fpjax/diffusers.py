@@ -6,6 +6,7 @@ for and `models.unet` does not have is refused by name before weights are read; 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -300,6 +301,20 @@ def _their_name(path: tuple[str, ...], levels: int) -> str:
 
 # Axes of our arrays in diffusers' order: (h, w, in, out) to (out, in, h, w) for convolutions, (in, out) to (out, in).
 _AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+def _to_theirs(name: str, array: np.ndarray) -> np.ndarray:
+    """One of our weights as diffusers lays it out; our 1x1 convolutions are matrices."""
+    array = array.transpose(_AXES[array.ndim])
+    return array[:, :, None, None] if name.endswith("conv_shortcut.weight") else array
+
+
+def _to_ours(name: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_theirs`."""
+    array = array[:, :, 0, 0] if name.endswith("conv_shortcut.weight") else array
+    return array.transpose(np.argsort(_AXES[array.ndim]))
+
+
 _OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
 
@@ -310,13 +325,15 @@ def _named(settings: UNetSettings, params: Any) -> tuple[dict[str, Any], Any]:
     return {_their_name(tuple(key.key for key in path), levels): leaf for path, leaf in leaves}, tree
 
 
+@functools.lru_cache(maxsize=8)
 def _expected(settings: UNetSettings, channels: int) -> tuple[dict[str, tuple[int, ...]], Any]:
     """Shapes in diffusers' order by diffusers' names, and our tree."""
     side = settings.downsampling
     images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     times = jax.ShapeDtypeStruct((1,), jnp.float32)
     shapes, tree = _named(settings, jax.eval_shape(UNet(settings).init, jax.random.key(0), images, times)["params"])
-    return {name: tuple(leaf.shape[i] for i in _AXES[leaf.ndim]) for name, leaf in shapes.items()}, tree
+    # Broadcast from one number, an array has a shape and no size.
+    return {name: _to_theirs(name, np.broadcast_to(0.0, leaf.shape)).shape for name, leaf in shapes.items()}, tree
 
 
 def _check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
@@ -395,8 +412,7 @@ def read_params(directory: Path, architecture: Architecture) -> Any:
             expected="finite float32 values",
             fix="save the model again, in float32",
         )
-    leaves = [jnp.asarray(arrays[name].transpose(np.argsort(_AXES[len(shape)]))) for name, shape in expected.items()]
-    return jax.tree_util.tree_unflatten(tree, leaves)
+    return jax.tree_util.tree_unflatten(tree, [jnp.asarray(_to_ours(name, arrays[name])) for name in expected])
 
 
 def _check_weight(what: str, shape: Iterable[int], dtype: str, expected: tuple[int, ...]) -> None:
@@ -449,7 +465,7 @@ def write_model(directory: Path, settings: UNetSettings, params: Any, *, side: t
     channels = params["conv_in"]["kernel"].shape[2]
     expected, _ = _expected(settings, channels)
     _check_names("params", leaves, expected)
-    arrays = {name: np.ascontiguousarray(np.asarray(x).transpose(_AXES[x.ndim])) for name, x in leaves.items()}
+    arrays = {name: np.ascontiguousarray(_to_theirs(name, np.asarray(x))) for name, x in leaves.items()}
     for name, array in arrays.items():
         _check_weight(f"params: {name}", array.shape, "F32", expected[name])
     config = _config(settings, channels, side)

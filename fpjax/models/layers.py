@@ -26,8 +26,9 @@ def timestep_embedding(
     """
     half = size // 2
     exponent = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
-    # On the host: at t = 999 a last bit of a frequency is already 6e-5 of a radian, and compilers' exp differ by that.
-    angles = t.astype(jnp.float32)[:, None] * np.exp(exponent)[None, :]
+    # At t = 999 the last bit of a frequency is 6e-5 of a radian, so it must not depend on a compiler's exp.
+    frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
     return jnp.concatenate(parts, axis=-1)
 
@@ -49,18 +50,24 @@ def halve(x: Float[Array, "n 2*h 2*w c"]) -> Float[Array, "n h w c"]:
 
 
 class GroupNorm(nn.Module):
-    """Group norm (Wu & He 2018, arXiv:1803.08494) in float32."""
+    """Group norm (Wu & He 2018, arXiv:1803.08494) in float32: one pass for the statistics, one to apply them."""
 
     num_groups: int
     epsilon: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        n, h, w, c = x.shape
+        c = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        grouped = x.astype(jnp.float32).reshape(n, h * w, self.num_groups, c // self.num_groups)
-        mean = jnp.mean(grouped, axis=(1, 3), keepdims=True)
-        variance = jnp.mean(jnp.square(grouped - mean), axis=(1, 3), keepdims=True)
-        normal = (grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return normal.reshape(x.shape) * scale + bias
+        x = x.astype(jnp.float32)
+
+        def over_group(per_channel: Float[Array, "n c"]) -> Float[Array, "n c"]:
+            groups = per_channel.reshape(-1, self.num_groups, c // self.num_groups)
+            return jnp.repeat(jnp.mean(groups, axis=-1), c // self.num_groups, axis=-1)
+
+        mean, square = (over_group(jnp.mean(a, axis=(1, 2))) for a in (x, jnp.square(x)))
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+        shift = bias - mean * factor
+        return x * factor[:, None, None, :] + shift[:, None, None, :]
