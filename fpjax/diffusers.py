@@ -35,6 +35,7 @@ VARIANTS = ("", ".fp16", ".bf16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = ("F32", "F16", "BF16", "F64")
 
+_MID_BLOCK = "UNetMidBlock2D"
 _BLOCKS = {"down": ("DownBlock2D", "AttnDownBlock2D"), "up": ("UpBlock2D", "AttnUpBlock2D")}
 _FIX = "audit a model without it"
 
@@ -191,8 +192,8 @@ def read_architecture(directory: Path) -> Architecture:
     _check_pipeline(directory)
     fields = _Fields(_file(directory, "unet", "config.json"))
     fields.choice("_class_name", None, [MODEL_CLASS])
-    for name, default in (("class_embed_type", None), ("num_class_embeds", None)):
-        fields.take(name, default, lambda v: v is None, "null: a model without classes")
+    for name in ("class_embed_type", "num_class_embeds"):
+        fields.take(name, None, lambda v: v is None, "null: a model without classes")
     channels = fields.integer("in_channels", 3, 1, 1024)
     fields.take(
         "out_channels",
@@ -218,7 +219,7 @@ def read_architecture(directory: Path) -> Architecture:
         kinds[way] = tuple(name.removeprefix("UNetRes") == options[1] for name in names)
     attention, up_attention = kinds["down"], kinds["up"][::-1]
 
-    mid_block = fields.choice("mid_block_type", MID_BLOCK, [MID_BLOCK, None])
+    mid_block = fields.choice("mid_block_type", _MID_BLOCK, [_MID_BLOCK, None])
     add_attention = fields.flag("add_attention", True)
     embedding_dim = 4 * widths[0]
     fields.take("time_embedding_dim", None, lambda v: v in (None, embedding_dim), f"null or {embedding_dim}")
@@ -265,9 +266,6 @@ def read_architecture(directory: Path) -> Architecture:
         fix="correct the file",
     )
     return Architecture(settings, channels, side)
-
-
-MID_BLOCK = "UNetMidBlock2D"
 
 
 def _is_side(value: Any) -> bool:
@@ -353,16 +351,15 @@ def _weight_files(directory: Path) -> list[Path]:
         index = directory / f"{WEIGHTS}.safetensors.index{variant}.json"
         if index.is_file():
             files = _read_json(index).get("weight_map")
+            files = list(files.values()) if isinstance(files, dict) else []
             check(
-                isinstance(files, dict)
-                and len(files) > 0
-                and all(isinstance(f, str) and Path(f).name == f for f in files.values()),
+                len(files) > 0 and all(isinstance(name, str) and Path(name).name == name for name in files),
                 f"{index}: weight_map",
                 got=_short(files),
                 expected="a file of this directory for each weight",
                 fix="copy the directory again",
             )
-            return [directory / name for name in sorted(set(files.values()))]
+            return [directory / name for name in sorted(set(files))]
     pickles = [path.name for path in directory.iterdir() if path.suffix in PICKLES]
     check(
         not pickles,
@@ -399,7 +396,8 @@ def read_params(directory: Path, architecture: Architecture) -> Any:
                         _check_weight(f"{path}: {name}", part.get_shape(), part.get_dtype(), expected[ours])
         except (SafetensorError, OSError) as error:
             raise RequestError(
-                f"{path}: got a missing or damaged file ({_short(str(error))}), expected safetensors; fix: copy it again"
+                f"{path}: got a missing or damaged file ({_short(str(error))}), expected safetensors; "
+                "fix: copy it again"
             ) from None
     _check_names(str(directory), stored, expected)
     for name, (path, theirs) in stored.items():
@@ -489,7 +487,7 @@ def _config(settings: UNetSettings, channels: int, side: tuple[int, int] | None)
         "block_out_channels": settings.channels,
         "down_block_types": [_BLOCKS["down"][flag] for flag in settings.attention],
         "up_block_types": [_BLOCKS["up"][flag] for flag in settings.attention_up[::-1]],
-        "mid_block_type": None if settings.mid_block == "none" else MID_BLOCK,
+        "mid_block_type": None if settings.mid_block == "none" else _MID_BLOCK,
         "add_attention": settings.mid_block != "plain",
         "attention_head_dim": settings.attention_head_dim or None,
         "attn_norm_num_groups": settings.attn_norm_num_groups or None,

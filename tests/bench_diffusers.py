@@ -58,10 +58,8 @@ def theirs(directory, x, t, noise, *, compiled, dtype):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if device == "cuda" else torch.contiguous_format
-    model = diffusers.UNet2DModel.from_pretrained(directory).to(device, memory_format=layout)
-    x, noise = (
-        torch.from_numpy(a.transpose(0, 3, 1, 2).copy()).to(device, memory_format=layout) for a in (x, noise)
-    )
+    model = diffusers.UNet2DModel.from_pretrained(directory, low_cpu_mem_usage=False).to(device, memory_format=layout)
+    x, noise = (torch.from_numpy(a.transpose(0, 3, 1, 2).copy()).to(device, memory_format=layout) for a in (x, noise))
     t = torch.from_numpy(t).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     call = torch.compile(model) if compiled else model

@@ -143,7 +143,10 @@ def test_outputs_are_the_same_in_both_directions(case, tmp_path):
     back, report = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values())
     np.testing.assert_array_equal(evaluate_theirs(back.eval(), x, t), expected)
-    configs = [{k: v for k, v in json.loads((tmp_path / d / "config.json").read_text()).items() if k[0] != "_"} for d in ("ours", "theirs")]
+    configs = [
+        {k: v for k, v in json.loads((tmp_path / d / "config.json").read_text()).items() if k[0] != "_"}
+        for d in ("ours", "theirs")
+    ]
     assert configs[1] == configs[1] | configs[0]
 
 

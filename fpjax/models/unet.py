@@ -230,9 +230,7 @@ class UNet(nn.Module):
             frequencies = jax.lax.stop_gradient(self.param("time_frequencies", init, (s.channels[0],)))
             emb = fourier_embedding(t, frequencies)
         else:
-            emb = timestep_embedding(
-                t, s.channels[0], flip_sin_to_cos=s.flip_sin_to_cos, freq_shift=s.freq_shift
-            )
+            emb = timestep_embedding(t, s.channels[0], flip_sin_to_cos=s.flip_sin_to_cos, freq_shift=s.freq_shift)
         emb = nn.Dense(4 * s.channels[0], name="time_dense1")(emb)
         emb = nn.Dense(4 * s.channels[0], name="time_dense2")(nn.silu(emb))
 
