@@ -34,12 +34,26 @@ def get_config() -> ConfigDict:
             "model": {
                 "channels": (128, 128, 256),  # the three outermost levels of diffusers' default
                 "layers_per_block": 2,
-                "attention": (False, True, False),  # at 14x14, and in the middle
-                "attention_head_dim": 8,
+                "attention": (False, True, False),  # at 14x14
+                "up_attention": (),  # empty: as on the way down
+                "attention_head_dim": 8,  # 0: one head
+                "mid_block": "attention",  # attention | plain | none
+                "mid_block_scale_factor": 1.0,
                 "norm_num_groups": 32,
+                "attn_norm_num_groups": 0,  # 0: as diffusers chooses
                 "norm_eps": 1e-5,
+                "act_fn": "silu",  # silu | mish | gelu | relu
+                "resnet_time_scale_shift": "default",  # default | scale_shift
+                "downsample_padding": 1,  # 0 in the models of DDPM's authors
+                "downsample_type": "conv",
+                "upsample_type": "conv",  # conv | resnet
+                "time_embedding_type": "positional",  # positional | fourier
+                "flip_sin_to_cos": True,
+                "freq_shift": 0.0,  # diffusers' defaults
+                "center_input_sample": False,  # images are in [-1, 1] already
                 "dropout": 0.1,
                 "dtype": "float32",  # bfloat16 on accelerators
+                "remat": False,  # True: less memory in training for about a third more time
             },
             "score": {
                 "num_steps": 30_000,  # the paper's training length

@@ -5,7 +5,7 @@ Settings live with the code that reads them; this module fills them and says wha
 
 import dataclasses
 import math
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict
 
@@ -65,20 +65,24 @@ FREE_SECTIONS = ("engine", "report", "audit")
 FREE_FIELDS = ("data.directory", "data.path", "data.download")
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether a config value has the type of the setting's default; whole numbers pass for floats."""
+def _fits(value: Any, default: Any, hint: Any) -> bool:
+    """Whether a config value has the type of the setting's default; whole numbers pass for floats.
+
+    Args:
+      hint: the setting's annotation, which alone says what an empty tuple may hold.
+    """
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):
         return isinstance(value, int | float) and math.isfinite(value)
     if isinstance(default, tuple):
-        return isinstance(value, tuple | list) and all(type(v) is type(default[0]) for v in value)
+        return isinstance(value, tuple | list) and all(type(v) is get_args(hint)[0] for v in value)
     return isinstance(value, type(default))
 
 
 def _fill(section: str, settings: type, values: Any) -> Any:
     """One settings dataclass from one section."""
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    defaults, hints = {field.name: field.default for field in dataclasses.fields(settings)}, get_type_hints(settings)
     check(
         isinstance(values, dict),
         section,
@@ -96,7 +100,7 @@ def _fill(section: str, settings: type, values: Any) -> Any:
         )
     for name, value in values.items():
         check(
-            _fits(value, defaults[name]),
+            _fits(value, defaults[name], hints[name]),
             f"{section}.{name}",
             got=repr(value),
             expected=f"a finite value of the type of {defaults[name]!r}",

@@ -1,6 +1,11 @@
 """Layers that the networks share. Batch in, batch out; channels last."""
 
+import math
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 
@@ -20,7 +25,50 @@ def timestep_embedding(
       freq_shift: subtracted from the number of frequencies in the exponent's denominator.
     """
     half = size // 2
-    exponent = -jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    angles = t.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]
+    exponent = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
+    # At t = 999 the last bit of a frequency is 6e-5 of a radian, so it must not depend on a compiler's exp.
+    frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
     return jnp.concatenate(parts, axis=-1)
+
+
+def fourier_embedding(t: Float[Array, " n"], frequencies: Float[Array, " m"]) -> Float[Array, "n 2*m"]:
+    """Sines, then cosines, of 2 pi log(t) times each frequency (Song et al. 2021, App. C); t > 0, in float32."""
+    angles = 2 * jnp.pi * jnp.log(t.astype(jnp.float32))[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def repeat(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
+    """Every pixel four times: nearest-neighbour resize to the double side."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def halve(x: Float[Array, "n 2*h 2*w c"]) -> Float[Array, "n h w c"]:
+    """Mean over squares of four pixels."""
+    return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class GroupNorm(nn.Module):
+    """Group norm (Wu & He 2018, arXiv:1803.08494) in float32: one pass for the statistics, one to apply them."""
+
+    num_groups: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Args: x: of any float type; the result is float32."""
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        x = x.astype(jnp.float32)
+
+        def over_group(per_channel: Float[Array, "n c"]) -> Float[Array, "n c"]:
+            groups = per_channel.reshape(-1, self.num_groups, c // self.num_groups)
+            return jnp.repeat(jnp.mean(groups, axis=-1), c // self.num_groups, axis=-1)
+
+        mean, square = (over_group(jnp.mean(a, axis=(1, 2))) for a in (x, jnp.square(x)))
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+        shift = bias - mean * factor
+        return x * factor[:, None, None, :] + shift[:, None, None, :]
