@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from . import audit, classifier, report
 from .artifacts import Checkpoints, MetricsLog, read_arrays, read_json, write_arrays, write_bytes, write_json
-from .chains import Engine, make_engine
+from .chains import Engine, evaluations_per_step, make_engine
 from .checks import RequestError, check, one_of
 from .classifier import DetectorData
 from .config import FREE_SECTIONS, Config, describe_config, make_config
@@ -33,9 +33,9 @@ from .fingerprint import dequantize, to_bytes, to_model
 from .likelihood import bits_per_dim, log_likelihoods
 from .models.unet import UNet
 from .oracle import empirical_score_fn
-from .sampling import SAMPLERS
-from .score import TIME_SCALE, dsm_loss, make_score_fn
-from .sde import TimeGrid, time_grid
+from .sampling import make_grid, make_sampler
+from .score import dsm_loss, make_score_fn
+from .sde import TimeGrid
 from .search import search, search_work
 from .training import TrainState, fit, init_state, jit_once
 from .types import DetectFn, Key, ScoreFn
@@ -136,7 +136,7 @@ class Run:
     @functools.cached_property
     def grid(self) -> TimeGrid:
         """The sampler's times."""
-        return time_grid(self.config.sde, self.config.sampler.num_levels, t_min=self.config.sampler.t_min)
+        return make_grid(self.config.sampler, self.config.process)
 
     @functools.cached_property
     def model(self) -> UNet:
@@ -164,18 +164,17 @@ class Run:
 
     def make_score(self, params: Any) -> ScoreFn:
         """The score network's score."""
-        return make_score_fn(self.config.sde, self.model, params)
+        return make_score_fn(self.config.process, self.model, params)
 
     def loss(self, params: Any, images: jax.Array, key: Key) -> jax.Array:
         """Training loss of a batch of bytes."""
         key_noise, key_loss = jax.random.split(key)
         x = dequantize(key_noise, images) if self.config.data.dequantize else to_model(images)
-        return dsm_loss(self.config.sde, self.model, params, x, key=key_loss)
+        return dsm_loss(self.config.process, self.model, params, x, key=key_loss)
 
     def _engine(self, make_score: Callable[[Any], ScoreFn]) -> Engine:
-        factory = SAMPLERS[self.config.sampler.name]
         return make_engine(
-            lambda params: factory(self.config.sde, self.grid, make_score(params)),
+            lambda params: make_sampler(self.config.sampler, self.config.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
             self.config.engine,
@@ -189,7 +188,7 @@ class Run:
     @functools.cached_property
     def oracle_engine(self) -> Engine:
         """Chains of the empirical oracle, whose parameters are the training images."""
-        return self._engine(lambda images: empirical_score_fn(self.config.sde, images))
+        return self._engine(lambda images: empirical_score_fn(self.config.process, images))
 
     @functools.cached_property
     def classifier_models(self) -> tuple[Any, Any]:
@@ -354,7 +353,7 @@ def _likelihood(run: Run) -> None:
     found = log_likelihoods(
         run.make_score,
         run.score_params,
-        config.sde,
+        config.process,
         images,
         config.ode,
         key=run.key("likelihood"),
@@ -381,10 +380,10 @@ def _report(run: Run) -> None:
     result = audit.make_audit(
         results,
         run.grid,
-        config.sde,
+        config.process,
         config.audit,
         name=config.name,
-        sampler=config.sampler.name,
+        sampler=config.sampler.label,
         seed=config.seed,
         provenance=read_json(run.workdir / "config.json")["provenance"]
         | {
@@ -486,7 +485,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     shapes = jax.eval_shape(run.init_params, jax.random.key(0))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     x, t = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    lowered = jax.jit(lambda p, x, t: run.model.apply({"params": p}, x, TIME_SCALE * t)).lower(shapes, x, t)
+    lowered = jax.jit(lambda p, x, t: run.model.apply({"params": p}, x, t)).lower(shapes, x, t)
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
     members, targets = config.data.num_members, len(planted.targets)
     nll = (
@@ -495,13 +494,14 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         + targets
         + members
     )
+    evaluations = evaluations_per_step(run.engine, shapes)
     work = {
         "data": f"{len(planted.train)} training images of {'x'.join(map(str, run.image_shape))}, {members} member and "
         f"{config.data.num_controls} held-out targets",
         "score": f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
         "classifiers": f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
-        "count": f"{count_work(config.count, run.grid, members).num_evaluations:,} evaluations",
-        "search": f"{search_work(config.search, run.grid.num_levels, targets, members).num_evaluations:,} evaluations",
+        "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
+        "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
         "likelihood": f"{nll} images, adaptive",
         "report": "",
     }
@@ -530,7 +530,7 @@ def run(config: ConfigDict, *, workdir: str = "", stages: list[str] | None = Non
         one_of("--stage", stage, STAGES)
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     run = Run(settings, Path(workdir or Path("runs") / settings.name))
-    search_work(settings.search, settings.sampler.num_levels, 1, 1)
+    search_work(settings.search, run.grid, 1, 1)
     if dry_run:
         _show_plan(run, wanted)
         return
