@@ -115,11 +115,12 @@ def predictor_corrector(
     alphas = jnp.asarray((scale / np.concatenate([[1.0], scale[:-1]])) ** 2, jnp.float32)
 
     def step(state: SamplerState, level: Level, key: Key) -> SamplerState:
-        key_predict, *keys = jax.random.split(key, 1 + corrector_steps)
-        x = state.x
-        for key_correct in keys:
-            x = langevin(key_correct, score_fn(x, times[level]), x, alpha=alphas[level], snr=corrector_snr)
-        return predict.step(SamplerState(x), level, key_predict)
+        def correct(x: Image, key: Key) -> tuple[Image, None]:
+            return langevin(key, score_fn(x, times[level]), x, alpha=alphas[level], snr=corrector_snr), None
+
+        keys = jax.random.split(key, 1 + corrector_steps)
+        x, _ = jax.lax.scan(correct, state.x, keys[1:])
+        return predict.step(SamplerState(x), level, keys[0])
 
     return Sampler(SamplerState, step, num_evaluations=corrector_steps + predict.num_evaluations)
 

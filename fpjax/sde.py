@@ -137,7 +137,7 @@ class _VariancePreserving(Process, Protocol):
     def marginal(self, t: Values) -> Marginal[Values]:
         """See `Process`."""
         log_scale, xp = self.log_scale(t), _numpy(t)
-        return Marginal(scale=xp.exp(log_scale), std=xp.sqrt(-xp.expm1(2.0 * log_scale)))
+        return Marginal(scale=xp.exp(log_scale), std=xp.sqrt(abs(xp.expm1(2.0 * log_scale))))
 
     def coefficients(self, t: Values) -> tuple[Values, Values]:
         """See `Process`."""
@@ -180,7 +180,7 @@ class DiscreteVP(_VariancePreserving):
         _check_end("betas", f"{len(self.betas)} betas", self.log_scale(np.float64(1.0)))
 
     def _pieces(self, t: Values) -> tuple[Any, Any]:
-        """Coefficients, lowest power first, of log scale in the interval that holds t, and t's place there in [0, 1]."""
+        """Coefficients of log scale, lowest power first, in the interval that holds t; and t's place in it."""
         steps = np.arange(len(self.betas) + 1.0)
         values = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.asarray(self.betas, np.float64)))])
         xp, pieces = _numpy(t), PchipInterpolator(steps, values).c[::-1].T

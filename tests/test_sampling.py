@@ -10,6 +10,7 @@ from fpjax.chains import EngineSettings, Work, evaluations_per_step, make_engine
 from fpjax.checks import RequestError
 from fpjax.sampling import PREDICTORS, SAMPLERS, SamplerSettings, langevin, make_grid, make_sampler
 from fpjax.sde import VE, SubVP, time_grid
+from fpjax.training import jit_once
 
 from .gaussian import ALL_PROCESSES, affine_end, chain_end, dpm_end, flow_end, gaussian_score_fn, heun_end
 
@@ -29,7 +30,7 @@ def chains(sampler, *, wrong=1.0):
 
         return jax.lax.fori_loop(0, level, body, made.init(x)).x
 
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
+    return jit_once(jax.vmap(one, in_axes=(0, 0, None)))
 
 
 def starts(sde, grid, level, x, shape, seed=0):
@@ -98,12 +99,12 @@ def test_order_of_convergence(name, process, spacing, order):
             mean, std = affine_end(sde, grid, name, MEAN, STD, num_levels, scale * start, variance)
             errors.append(abs(mean - MEAN) + abs(std - STD))
     assert abs(slope(errors) - order) < 0.2
-    assert errors[-1] < 1e-2 / 4**order
+    assert errors[-1] < 1e-2 / 3**order
 
 
 @pytest.mark.parametrize(("solver", "substeps", "bound"), [("heun", 1, 1e-2), ("heun", 4, 1e-3), ("bosh3", 1, 2e-3), ("tsit5", 1, 1e-4), ("tsit5", 2, 2e-5)])  # fmt: skip
 def test_every_ode_solver_nears_the_exact_flow(solver, substeps, bound):
-    """Twelve levels; bounds a few times above the error found, and each far below that of one Heun step."""
+    """Twelve levels; bounds a few times above the errors found."""
     sde = SubVP()
     grid, keys = time_grid(sde, 12, spacing="quadratic", t_min=1e-2), jax.random.split(jax.random.key(0), 6)
     options = {"ode_solver": solver, "ode_substeps": substeps}
@@ -112,10 +113,11 @@ def test_every_ode_solver_nears_the_exact_flow(solver, substeps, bound):
         found = chains(("probability_flow", sde, grid, options))(x, keys, level)
         error = np.abs(found - flow_end(sde, grid, MEAN, STD, level, np.float64(x))).max()
         assert error < bound
-    assert np.abs(x).max() > 100 * bound or solver == "heun"
+        wrong = np.abs(found - flow_end(sde, grid, MEAN, 1.1 * STD, level, np.float64(x))).max()
+        assert wrong > 2 * bound
 
 
-@pytest.mark.parametrize("snr", [0.16, 0.4])
+@pytest.mark.parametrize("snr", [0.25, 0.5])
 def test_langevin_steps_settle_at_the_marginal(snr):
     """From twice the variance to v (1 + alpha snr^2), in 400 dimensions, where norms are within percents of their means.
 
@@ -125,27 +127,25 @@ def test_langevin_steps_settle_at_the_marginal(snr):
     x = mean + np.sqrt(2 * v) * jax.random.normal(jax.random.key(0), (32, 20, 20, 1))
 
     def one(x, key):
-        keys = jax.random.split(key, 300)
+        keys = jax.random.split(key, 120)
         return jax.lax.scan(lambda x, k: (langevin(k, -(x - mean) / v, x, alpha=alpha, snr=snr), None), x, keys)[0]
 
     ends = np.asarray(jax.jit(jax.vmap(one))(x, jax.random.split(jax.random.key(1), 32)), np.float64)
     error = 4.5 * np.sqrt(2 / ends.size) + 0.05 * snr**2
     assert abs(ends.var() / (v * (1 + alpha * snr**2)) - 1) < error
-    assert abs(ends.var() / (v * (1 + alpha * (1.5 * snr) ** 2)) - 1) > error
+    assert abs(ends.var() / (v * (1 + alpha * (2 * snr) ** 2)) - 1) > error
     assert abs(ends.mean() - mean) < 4.5 * np.sqrt(v * (1 + snr**2) / ends.size)
 
 
-@each_process
+@pytest.mark.parametrize("sde", [SubVP(), VE()])
 def test_corrector_improves_few_euler_steps(sde):
-    """Plain chains at 30 levels: the corrected ones end nearer to the data's standard deviation; sub-VP included."""
-    grid, keys = time_grid(sde, 30), jax.random.split(jax.random.key(0), 16)
+    """Plain chains at 12 levels end nearer to the data's standard deviation with it; sub-VP included."""
+    grid, keys = time_grid(sde, 12), jax.random.split(jax.random.key(0), 16)
     x = np.float32(sde.prior_std * np.random.default_rng(0).standard_normal((16, 20, 20, 1)))
-    alone = np.asarray(chains(("euler_maruyama", sde, grid, {}))(x, keys, 30)).std() / STD
-    ratios = []
-    for steps in (1, 3):
-        options = {"predictor": "euler_maruyama", "corrector_steps": steps}
-        ratios.append(np.asarray(chains(("predictor_corrector", sde, grid, options))(x, keys, 30)).std() / STD)
-    print(alone, ratios)
+    alone = np.asarray(chains(("euler_maruyama", sde, grid, {}))(x, keys, 12)).std() / STD
+    options = {"predictor": "euler_maruyama", "corrector_steps": 4}
+    corrected = np.asarray(chains(("predictor_corrector", sde, grid, options))(x, keys, 12)).std() / STD
+    assert abs(corrected - 1) < 0.7 * abs(alone - 1)
 
 
 def test_corrector_is_the_predictor_where_its_steps_vanish():
@@ -168,16 +168,16 @@ VARIANTS = [
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: s.label)
 def test_evaluations_of_a_step_are_counted(settings):
-    """Without compiling, every call of the score is one evaluation."""
+    """As they are made, inside the solvers' own loops too."""
     calls, sde = [], SubVP()
 
     def score_fn(x, t):
-        calls.append(float(t))
+        jax.debug.callback(lambda t: calls.append(float(t)), t)
         return -x
 
     sampler = make_sampler(settings, sde, make_grid(settings, sde), score_fn)
-    with jax.disable_jit():
-        sampler.step(sampler.init(jnp.ones((1, 1, 1))), jnp.asarray(3), jax.random.key(0))
+    jit_once(sampler.step)(sampler.init(jnp.ones((1, 1, 1))), jnp.asarray(3), jax.random.key(0))
+    jax.effects_barrier()
     assert len(calls) == sampler.num_evaluations
     assert max(calls) == pytest.approx(float(make_grid(settings, sde).t[3]))
 
