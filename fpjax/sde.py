@@ -167,7 +167,7 @@ class DiscreteVP(_VariancePreserving):
       betas: beta_k of each step, in (0, 1).
     """
 
-    betas: tuple[float, ...]
+    betas: tuple[float, ...] = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
         check(

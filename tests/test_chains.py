@@ -65,8 +65,10 @@ def mixed_work(num_levels):
     )
 
 
-@pytest.mark.parametrize("sampler", ["euler_maruyama", "ancestral", "probability_flow", "dpm_solver"])
-@pytest.mark.parametrize("process", ["subvp", "ve"])
+@pytest.mark.parametrize(
+    ("sampler", "process"),
+    [("euler_maruyama", "subvp"), ("ancestral", "ve"), ("probability_flow", "subvp"), ("dpm_solver", "ve")],
+)
 def test_chain_ends_follow_the_exact_recursion(sampler, process):
     """Chains from four levels and from the prior, through slots that other chains have left."""
     sde, x, chains = ALL_PROCESSES[process], 0.9, 600
@@ -84,25 +86,6 @@ def test_chain_ends_follow_the_exact_recursion(sampler, process):
         assert abs(values.std() / std - 1) < 4.5 / np.sqrt(2 * len(values))
         assert abs(values.std() / std - 1.2) > 4.5 / np.sqrt(2 * len(values))
     assert state.num_useful == work.num_steps * (2 if sampler == "probability_flow" else 1)
-
-
-def test_ancestral_is_exact_on_a_single_image_and_euler_is_not():
-    x = 0.37
-    errors = {}
-    for sampler in ("ancestral", "euler_maruyama", "dpm_solver"):
-        grid = time_grid(SDE, 50)
-        score_fn = gaussian_score_fn(SDE, x, 0.0)
-        engine = make_engine(
-            lambda _, s=sampler, g=grid, f=score_fn: SAMPLERS[s](SDE, g, f),
-            grid,
-            SHAPE,
-            EngineSettings(slots=8, block_steps=50),
-        )
-        found, _ = ends(engine, make_work(NO_TARGET, 50, np.arange(8)), np.zeros((1, *SHAPE), np.float32))
-        errors[sampler] = 128 * np.sqrt(np.mean((np.stack(list(found.values())) - x) ** 2))
-    assert errors["ancestral"] < 0.01  # grey levels
-    assert errors["dpm_solver"] < 0.01
-    assert 5 < errors["euler_maruyama"] < 30  # field's figure: 14 at 50 levels
 
 
 def test_t_prime_curve_is_the_closed_form_tail():
