@@ -8,7 +8,7 @@ Chains of the first member from the same times with the same M under every sampl
 
 import argparse
 import dataclasses
-import importlib.util
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -66,7 +66,7 @@ def measure(run: Run, sampler: SamplerSettings, times: np.ndarray, chains: int) 
 def table(run: Run, times: np.ndarray, chains: int, rows: tuple[SamplerSettings, ...] = ROWS) -> str:
     """Markdown: a line for each sampler."""
     lines = [
-        f"{type(run.config.process).__name__}, {chains} chains at each time; detections of member 0",
+        f"{type(run.config.process).__name__}, {chains} chains from the level at or below each time; detections of member 0",
         "",
         "| sampler | levels | " + " | ".join(f"t={t:.2f}" for t in times) + " | t50 | evaluations | s |",
         "|---" * (len(times) + 5) + "|",
@@ -97,11 +97,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=16)
     parser.add_argument("--times", type=float, nargs="+", default=[*np.arange(1, 11) * 0.05, 0.6, 0.8, 1.0])
     flags = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("config", flags.config)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    run = Run(make_config(module.get_config()), flags.workdir)
+    run = Run(make_config(runpy.run_path(str(flags.config))["get_config"]()), flags.workdir)
     print(table(run, np.asarray(flags.times), flags.chains))
 
 

@@ -63,7 +63,7 @@ def test_networks_see_images_of_ordinary_size_and_times_up_to_999(sde):
 
 def test_likelihood_weighting_by_importance_is_the_weighted_loss_with_less_variance():
     """E_t uniform of (g^2 / std^2) / mean(g^2 / std^2) |net - noise|^2, for a network that is wrong."""
-    sde, t_min, n = SubVP(), 1e-3, 40_000
+    sde, t_min, n = SubVP(), 1e-3, 20_000
     model, images = Best(sde, wrong=0.7), MEAN + STD * jax.random.normal(jax.random.key(9), (n, 2, 2, 1))
 
     def weight(t):
