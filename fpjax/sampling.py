@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
-from .checks import check, in_range, one_of, positive
+from .checks import check, in_range, one_of
 from .sde import SPACINGS, T_MIN_SAMPLING, Process, TimeGrid, time_grid
 from .types import Image, Key, Level, ScoreFn
 
@@ -209,14 +209,14 @@ class SamplerSettings:
 
     Attributes:
       name: a key of `SAMPLERS`.
-      num_levels: N, reverse steps from t = 1 to 0; at least 2.
+      num_levels: N, reverse steps from t = 1 to 0; 2 to 100,000.
       t_min: time of level 1, in (0, 0.5].
       spacing: of the levels, one of `SPACINGS`.
       predictor: of predictor_corrector, a key of `PREDICTORS`.
-      corrector_steps: its Langevin steps at each level.
+      corrector_steps: its Langevin steps at each level, 1 to 1000.
       corrector_snr: their signal-to-noise ratio, in [0.001, 0.9].
       ode_solver: of probability_flow, a key of `ODE_SOLVERS`.
-      ode_substeps: its steps from level to level.
+      ode_substeps: its steps from level to level, 1 to 64, each a part of the compiled program.
     """
 
     name: str = "euler_maruyama"
@@ -232,19 +232,19 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         one_of("sampler.name", self.name, SAMPLERS)
         check(
-            self.num_levels >= 2,
+            2 <= self.num_levels <= 10**5,
             "sampler.num_levels",
             got=self.num_levels,
-            expected="an integer of at least 2",
+            expected="an integer in [2, 100,000]",
             fix="use 1000, or 100 with the ancestral sampler",
         )
         in_range("sampler.t_min", self.t_min, 1e-7, 0.5)
         one_of("sampler.spacing", self.spacing, SPACINGS)
         one_of("sampler.predictor", self.predictor, PREDICTORS)
-        positive("sampler.corrector_steps", self.corrector_steps)
+        in_range("sampler.corrector_steps", self.corrector_steps, 1, 1000)
         in_range("sampler.corrector_snr", self.corrector_snr, 0.001, 0.9)
         one_of("sampler.ode_solver", self.ode_solver, ODE_SOLVERS)
-        positive("sampler.ode_substeps", self.ode_substeps)
+        in_range("sampler.ode_substeps", self.ode_substeps, 1, 64)
 
     @property
     def options(self) -> dict[str, object]:

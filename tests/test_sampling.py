@@ -221,13 +221,16 @@ def test_a_block_of_the_engine_lowers_for_accelerators(name, platform):
     [
         {"name": "ddim"},
         {"num_levels": 1},
+        {"num_levels": 10**9},
         {"t_min": 0.0},
         {"spacing": "cosine"},
         {"predictor": "dpm_solver"},
         {"corrector_steps": 0},
+        {"corrector_steps": 10**9},
         {"corrector_snr": 1.0},
         {"ode_solver": "dopri5"},
         {"ode_substeps": -1},
+        {"ode_substeps": 10**9},
     ],
 )
 def test_bad_settings_are_refused(wrong):
