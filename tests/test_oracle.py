@@ -59,8 +59,8 @@ def run(sampler, process, num_levels, images, targets, work):
     for block in run_chains(engine, train, targets, work(grid), key=jax.random.key(0)):
         nearest = np.asarray(nearest_image(block.images, train))[block.rows]
         final = np.asarray(block.images)[block.rows]
-        # Euler-Maruyama leaves 0.7 grey levels rms at 200 levels; all others end exactly.
-        np.testing.assert_allclose(final, images[nearest], atol=0.05 if sampler == "euler_maruyama" else 1e-3)
+        # Euler-Maruyama leaves 3 grey levels rms at 100 levels; all others end exactly.
+        np.testing.assert_allclose(final, images[nearest], atol=0.15 if sampler == "euler_maruyama" else 1e-3)
         rows.append(np.stack([block.target, block.level, nearest], axis=1))
     return grid, np.concatenate(rows)
 
@@ -68,7 +68,7 @@ def run(sampler, process, num_levels, images, targets, work):
 @pytest.mark.parametrize(
     ("sampler", "process", "num_levels"),
     [
-        ("euler_maruyama", "subvp", 200),
+        ("euler_maruyama", "subvp", 100),
         ("ancestral", "ve", 100),
         ("predictor_corrector", "subvp", 50),
     ],
