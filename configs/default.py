@@ -30,7 +30,13 @@ def get_config() -> ConfigDict:
                 "dequantize": True,  # uniform noise on the bytes in training and likelihood
                 "seed": 0,  # of drawn splits, targets, discs, membership and subset
             },
-            "sde": {"beta_min": 0.1, "beta_max": 20.0},  # sub-VP, Song et al. 2021
+            "sde": {
+                "name": "subvp",  # subvp | vp | ve; the paper's
+                "beta_min": 0.1,
+                "beta_max": 20.0,  # sub-VP and VP, Song et al. 2021
+                "sigma_min": 0.01,
+                "sigma_max": 50.0,  # VE; as far as two 28x28 images in [-1, 1] are apart
+            },
             "model": {
                 "channels": (128, 128, 256),  # the three outermost levels of diffusers' default
                 "layers_per_block": 2,
@@ -69,6 +75,12 @@ def get_config() -> ConfigDict:
                 "name": "euler_maruyama",  # the paper's; ancestral below about 1000 levels
                 "num_levels": 1000,  # N; the paper's t' values have a resolution of 0.001
                 "t_min": 1e-3,  # score_sde's for sampling
+                "spacing": "time",  # time | quadratic | log_snr; the last for high order with 20 to 50 levels
+                "predictor": "ancestral",  # of predictor_corrector; or euler_maruyama
+                "corrector_steps": 1,
+                "corrector_snr": 0.16,  # score_sde's
+                "ode_solver": "heun",  # of probability_flow; or bosh3, tsit5: 2, 4, 7 evaluations a step
+                "ode_substeps": 1,
             },
             "engine": {
                 "slots": 1024,  # chains in flight on each device

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import stats
 from .checks import in_range
-from .sde import SubVP, TimeGrid, log_snr
+from .sde import Process, TimeGrid, log_snr
 
 REPRODUCED, MEMORISED = "reproduced", "memorised"
 LEAK, NONE_FOUND, INCONCLUSIVE = "leak", "none found", "inconclusive"
@@ -216,7 +216,7 @@ def _target(
     search: dict[str, Any],
     count: dict[str, Any],
     grid: TimeGrid,
-    sde: SubVP,
+    sde: Process,
     *,
     floor: float,
     settings: AuditSettings,
@@ -351,7 +351,7 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
 def make_audit(
     results: dict[str, dict[str, Any]],
     grid: TimeGrid,
-    sde: SubVP,
+    sde: Process,
     settings: AuditSettings,
     *,
     name: str,

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool
 from .artifacts import MetricsLog, read_arrays, write_arrays
 from .checks import RequestError, StageError, check, whole
 from .progress import Progress, stopping
-from .sampling import Sampler, SamplerState
+from .sampling import Sampler
 from .sde import TimeGrid
 from .types import Image, Key, Level, Scalar
 
@@ -62,8 +62,8 @@ class Work(NamedTuple):
     chain: np.ndarray  # index among the chains of this target and level
 
     @property
-    def num_evaluations(self) -> int:
-        """Reverse steps that the work needs."""
+    def num_steps(self) -> int:
+        """Reverse steps that the work needs; each is as many evaluations as the sampler's `num_evaluations`."""
         return int(np.sum(self.level, dtype=np.int64))
 
     def digest(self) -> str:
@@ -94,16 +94,18 @@ def chain_key(key: Key, target: Level, level: Level, chain: Level) -> Key:
     return key
 
 
-def noised_start(key: Key, target: Image, has_target: Bool[Array, ""], scale: Scalar, std: Scalar) -> Image:
+def noised_start(
+    key: Key, target: Image, has_target: Bool[Array, ""], scale: Scalar, std: Scalar, prior_std: Scalar
+) -> Image:
     """x_t given the target at one level, or a draw from the prior."""
     noise = jax.random.normal(key, target.shape, target.dtype)
-    return jnp.where(has_target, scale * target + std * noise, noise)
+    return jnp.where(has_target, scale * target + std * noise, prior_std * noise)
 
 
 class Slots(NamedTuple):
     """The chains in flight, one row a slot; `level` counts the steps left, 0 is idle."""
 
-    state: SamplerState
+    state: Any  # the sampler's, whose field `x` is the image
     target: jax.Array
     start: jax.Array
     chain: jax.Array
@@ -125,7 +127,8 @@ class Tally(NamedTuple):
 
     num_finished: jax.Array
     num_taken: jax.Array
-    num_useful: jax.Array
+    num_useful: jax.Array  # evaluations in slots that hold a chain
+    num_executed: jax.Array  # evaluations in all slots
     num_iterations: jax.Array
 
 
@@ -180,14 +183,14 @@ def _advance_device(
     num_queued: jax.Array,
     *,
     make_sampler: Callable[[Any], Sampler],
-    scale: np.ndarray,
-    std: np.ndarray,
+    grid: TimeGrid,
     settings: EngineSettings,
 ) -> tuple[Slots, Finished, Tally]:
     """One block on one device."""
     sampler = make_sampler(params)
     num_slots, capacity = settings.slots, 2 * settings.slots
-    scales, stds = jnp.asarray(scale), jnp.asarray(std)
+    scales, stds = jnp.asarray(grid.scale), jnp.asarray(grid.std)
+    noise = functools.partial(noised_start, prior_std=jnp.asarray(grid.prior_std))
     keys_of = jax.vmap(functools.partial(chain_key, key))
     fold = jax.vmap(jax.random.fold_in)
     num_queued = num_queued[0]
@@ -201,9 +204,7 @@ def _advance_device(
         filled = idle & (place < num_queued)
         target, level, chain = (column[jnp.minimum(place, len(queue.level) - 1)] for column in queue)
         keys = fold(keys_of(target, level, chain), jnp.zeros_like(level))
-        start = jax.vmap(noised_start)(
-            keys, targets[jnp.maximum(target, 0)], target != NO_TARGET, scales[level], stds[level]
-        )
+        start = jax.vmap(noise)(keys, targets[jnp.maximum(target, 0)], target != NO_TARGET, scales[level], stds[level])
         fresh = Slots(jax.vmap(sampler.init)(start), target, level, chain, level)
         return pick(filled, fresh, slots), taken + jnp.sum(filled)
 
@@ -224,7 +225,8 @@ def _advance_device(
         tally = Tally(
             num_finished=tally.num_finished + jnp.sum(done),
             num_taken=taken,
-            num_useful=tally.num_useful + jnp.sum(active),
+            num_useful=tally.num_useful + sampler.num_evaluations * jnp.sum(active),
+            num_executed=tally.num_executed + sampler.num_evaluations * num_slots,
             num_iterations=tally.num_iterations + 1,
         )
         return slots, finished, tally
@@ -238,8 +240,8 @@ def _advance_device(
     shape = slots.state.x.shape[1:]
     ints = jnp.zeros(capacity, jnp.int32)
     finished = Finished(jnp.zeros((capacity, *shape)), ints, ints, ints, jnp.ones(capacity, bool))
-    zero = jnp.zeros((), jnp.int32)
-    slots, finished, tally = jax.lax.while_loop(unfinished, body, (slots, finished, Tally(zero, zero, zero, zero)))
+    tally = Tally(*[jnp.zeros((), jnp.int32)] * len(Tally._fields))
+    slots, finished, tally = jax.lax.while_loop(unfinished, body, (slots, finished, tally))
     return slots, finished, jax.tree.map(lambda count: count[None], tally)
 
 
@@ -261,9 +263,7 @@ def make_engine(
     """
     devices = list(devices or jax.local_devices())
     mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
-    one_device = functools.partial(
-        _advance_device, make_sampler=make_sampler, scale=grid.scale, std=grid.std, settings=settings
-    )
+    one_device = functools.partial(_advance_device, make_sampler=make_sampler, grid=grid, settings=settings)
     # No collectives inside, so the devices may run different numbers of iterations; nothing varies that is not ours.
     sharded = jax.shard_map(
         one_device,
@@ -287,6 +287,13 @@ def slot_shapes(engine: Engine, params: Any) -> Slots:
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=placed),
         jax.eval_shape(slot, params),
     )
+
+
+def evaluations_per_step(engine: Engine, params: Any) -> int:
+    """Evaluations of the score in each of the sampler's steps."""
+    found = []
+    jax.eval_shape(lambda params: found.append(engine.make_sampler(params).num_evaluations), params)
+    return found[0]
 
 
 def fresh_slots(engine: Engine, params: Any) -> Slots:
@@ -377,7 +384,7 @@ def run_chains(
             state.taken + tally.num_taken,
             state.num_finished + len(rows),
             state.num_useful + int(tally.num_useful.sum()),
-            state.num_executed + int(tally.num_iterations.sum()) * engine.settings.slots,
+            state.num_executed + int(tally.num_executed.sum()),
         )
         yield Block(finished.images, rows, target, level, chain, state)
 
@@ -432,7 +439,7 @@ def run_saved(
     )
     identity = hashlib.sha256(repr(parts).encode()).hexdigest()
     state = _load_partial(path, identity, fresh_slots(engine, params), tally)
-    total, done = work.num_evaluations, state.num_useful if state else 0
+    total, done = work.num_steps * evaluations_per_step(engine, params), state.num_useful if state else 0
     progress, saved = Progress(label, total, "evaluations", done=done), time.monotonic()
     for block in run_chains(engine, params, targets, work, key=key, state=state):
         consume(block, tally)

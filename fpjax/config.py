@@ -4,7 +4,7 @@ Settings live with the code that reads them; this module fills them and says wha
 """
 
 import dataclasses
-import math
+import sys
 from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from .likelihood import NllSettings, OdeSettings
 from .models.resnet import ResNetSettings
 from .models.unet import UNetSettings
 from .sampling import SamplerSettings
-from .sde import SubVP
+from .sde import Process, SdeSettings, make_process
 from .search import SearchSettings
 from .training import TrainingSettings
 
@@ -45,7 +45,7 @@ class Config:
     name: str
     seed: int
     data: DataSettings
-    sde: SubVP
+    sde: SdeSettings
     model: UNetSettings
     score: TrainingSettings
     sampler: SamplerSettings
@@ -58,6 +58,11 @@ class Config:
     likelihood: NllSettings
     audit: AuditSettings
     report: ReportSettings
+
+    @property
+    def process(self) -> Process:
+        """The diffusion that `sde` names."""
+        return make_process(self.sde)
 
 
 FREE_SECTIONS = ("engine", "report", "audit")
@@ -74,7 +79,8 @@ def _fits(value: Any, default: Any, hint: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):
-        return isinstance(value, int | float) and math.isfinite(value)
+        # Not isfinite, which overflows on huge whole numbers.
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     if isinstance(default, tuple):
         return isinstance(value, tuple | list) and all(type(v) is get_args(hint)[0] for v in value)
     return isinstance(value, type(default))

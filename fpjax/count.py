@@ -211,7 +211,7 @@ def audit_oracle(
       train: (n, h, w, c) float32 in model range, members first.
       targets: (k, h, w, c) float32 in model range, members first.
     """
-    level = max(1, round(settings.oracle_t * engine.grid.num_levels))
+    level = engine.grid.level_at(settings.oracle_t)
     chains = np.meshgrid(np.arange(num_members), np.arange(settings.oracle_chains), indexing="ij")
     work = concatenate_work(
         [

@@ -23,7 +23,7 @@ from .artifacts import MetricsLog, read_arrays, write_arrays
 from .checks import RequestError, in_range, one_of, whole
 from .fingerprint import dequantize, to_model
 from .progress import Progress
-from .sde import T_MIN_DENSITY, SubVP, flow_drift, prior_logp
+from .sde import T_MIN_DENSITY, Process, flow_drift, prior_logp
 from .types import Image, Key, Scalar, ScoreFn
 
 SOLVERS: dict[str, Callable[[], diffrax.AbstractAdaptiveSolver]] = {
@@ -90,13 +90,13 @@ def divergence(drift: Callable[[Image], Image], x: Image, *, probes: Float[Array
 
 
 def log_likelihood(
-    sde: SubVP,
+    sde: Process,
     score_fn: ScoreFn,
     x: Image,
     *,
     key: Key,
     settings: OdeSettings,
-    terminal_logp: Callable[[Image], Scalar] = prior_logp,
+    terminal_logp: Callable[[Image], Scalar] | None = None,
 ) -> LogLikelihood:
     """Log density of `x` under the probability-flow ODE, in nats.
 
@@ -105,7 +105,7 @@ def log_likelihood(
     Args:
       x: one image in model range, not dequantised here.
       key: the probes, the same ones along the whole path.
-      terminal_logp: log density at t = 1; the prior, which is what the sampler starts from, or an oracle's own.
+      terminal_logp: log density at t = 1, such as an oracle's own; None takes the prior, where samplers start.
     """
     probes = None
     if settings.num_probes:
@@ -128,7 +128,7 @@ def log_likelihood(
         adjoint=diffrax.ForwardMode(),
     )
     end, delta = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-    prior = terminal_logp(end)
+    prior = terminal_logp(end) if terminal_logp else prior_logp(sde, end)
     nats = prior + delta
     converged = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(nats)
     # Two more at the start, where the solver chooses its first step.
@@ -169,7 +169,7 @@ class NllSettings:
 def log_likelihoods(
     make_score_fn: Callable[[Any], ScoreFn],
     params: Any,
-    sde: SubVP,
+    sde: Process,
     images: np.ndarray,
     settings: OdeSettings,
     *,

@@ -10,11 +10,11 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from .sde import SubVP
+from .sde import Process
 from .types import Image, Images, Key, Scalar, ScoreFn, Time
 
 
-def _log_weights(sde: SubVP, images: Images, x: Image, t: Time, width: float) -> jax.Array:
+def _log_weights(sde: Process, images: Images, x: Image, t: Time, width: float) -> jax.Array:
     """Unnormalised log posterior of the training images given x_t, without its part that depends on x alone."""
     scale, std = sde.marginal(t)
     center = jnp.mean(images, axis=0)
@@ -24,7 +24,7 @@ def _log_weights(sde: SubVP, images: Images, x: Image, t: Time, width: float) ->
     return (scale * dots - 0.5 * scale**2 * jnp.sum(flat**2, axis=1)) / (scale**2 * width**2 + std**2)
 
 
-def empirical_score_fn(sde: SubVP, images: Images, *, width: float = 0.0) -> ScoreFn:
+def empirical_score_fn(sde: Process, images: Images, *, width: float = 0.0) -> ScoreFn:
     """Exact score of the mixture with a component of standard deviation `width` at each image.
 
     Args:
@@ -46,7 +46,7 @@ def empirical_score_fn(sde: SubVP, images: Images, *, width: float = 0.0) -> Sco
     return score_fn
 
 
-def empirical_log_density(sde: SubVP, images: np.ndarray, x: np.ndarray, *, t: float, width: float) -> float:
+def empirical_log_density(sde: Process, images: np.ndarray, x: np.ndarray, *, t: float, width: float) -> float:
     """Log density of the noised mixture at time t, in nats; float64 on the host."""
     scale, std = sde.marginal(np.float64(t))
     variance = scale**2 * width**2 + std**2
@@ -56,7 +56,7 @@ def empirical_log_density(sde: SubVP, images: np.ndarray, x: np.ndarray, *, t: f
 
 
 def return_probability(
-    sde: SubVP, images: Images, row: int, t: Time, *, key: Key, num_draws: int = 4096
+    sde: Process, images: Images, row: int, t: Time, *, key: Key, num_draws: int = 4096
 ) -> tuple[Scalar, Scalar]:
     """Probability that the exact reverse SDE takes image `row`, noised to t, back to itself; with standard error.
 

@@ -32,6 +32,7 @@ from .artifacts import (
     write_bytes,
     write_json,
 )
+from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
 from .classifier import DetectorData
 from .config import FREE_FIELDS, FREE_SECTIONS, Config, describe_config, make_config
@@ -41,7 +42,6 @@ from .likelihood import bits_per_dim, log_likelihoods
 from .preflight import show_check
 from .progress import Stopped, stop_on_signals, stopping
 from .run import NEEDS, RESULTS, Run
-from .score import TIME_SCALE
 from .search import search, search_work
 from .training import fit, jit_once
 
@@ -197,7 +197,7 @@ def _likelihood(run: Run) -> None:
     found = log_likelihoods(
         run.make_score,
         run.score_params,
-        config.sde,
+        config.process,
         images,
         config.ode,
         key=run.key("likelihood"),
@@ -224,10 +224,10 @@ def _report(run: Run) -> None:
     result = audit.make_audit(
         results,
         run.grid,
-        config.sde,
+        config.process,
         config.audit,
         name=config.name,
-        sampler=config.sampler.name,
+        sampler=config.sampler.label,
         seed=config.seed,
         provenance=read_json(run.workdir / "config.json")["provenance"]
         | {
@@ -331,7 +331,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     shapes = jax.eval_shape(run.init_params, jax.random.key(0))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     x, t = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    lowered = jax.jit(lambda p, x, t: run.model.apply({"params": p}, x, TIME_SCALE * t)).lower(shapes, x, t)
+    lowered = jax.jit(lambda p, x, t: run.model.apply({"params": p}, x, t)).lower(shapes, x, t)
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
     members, targets = config.data.num_members, len(planted.targets)
     nll = (
@@ -340,13 +340,14 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         + targets
         + members
     )
+    evaluations = evaluations_per_step(run.engine, shapes)
     work = {
         "data": f"{len(planted.train)} training images of {'x'.join(map(str, run.image_shape))}, {members} member and "
         f"{config.data.num_controls} held-out targets",
         "score": f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
         "classifiers": f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
-        "count": f"{count_work(config.count, run.grid, members).num_evaluations:,} evaluations",
-        "search": f"{search_work(config.search, run.grid.num_levels, targets, members).num_evaluations:,} evaluations",
+        "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
+        "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
         "likelihood": f"{nll} images, adaptive",
         "report": "",
     }
@@ -405,7 +406,7 @@ def run(
     )
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     this = Run(settings, Path(workdir or Path("runs") / settings.name))
-    search_work(settings.search, settings.sampler.num_levels, 1, 1)
+    search_work(settings.search, this.grid, 1, 1)
     if settings.report.tensorboard:
         tensorboard_writer()
     if dry_run:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import stats
-from .chains import Work
+from .chains import Work, evaluations_per_step
 from .classifier import make_detect_fn
 from .config import Config
 from .count import count_work, sensitivity_level
@@ -139,7 +139,7 @@ def _search_finding(config: Config, grid: TimeGrid, num_train: int) -> Finding:
     """What M chains a level can tell."""
     search = config.search
     chains = search.member_chains or search.rank_chains
-    levels = spaced_levels(grid.num_levels, search.rank_levels, max_t=search.rank_max_t)
+    levels = spaced_levels(grid.level_at(search.rank_max_t), search.rank_levels)
     lower = float(stats.clopper_pearson(chains, chains, side="lower").lower)
     can = lower > 1 / num_train
     seen = 1 - 0.2 ** (1 / chains)
@@ -224,7 +224,7 @@ def measure(run: Run) -> dict[str, Timing]:
     probes = jax.random.rademacher(key, (max(1, config.ode.num_probes), *shape), jnp.float32)
 
     def density(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drift = functools.partial(flow_drift, config.sde, run.make_score(params), t=t[0])
+        drift = functools.partial(flow_drift, config.process, run.make_score(params), t=t[0])
         return jax.vmap(lambda image: divergence(drift, image, probes=probes))(x)
 
     def classify(variables: list[Any], x: jax.Array) -> Any:
@@ -255,8 +255,10 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
         return rows / timings[name].per_second / over
 
     def chains(work: Work) -> float:
-        return seconds(work.num_evaluations, "evaluation", over=devices) + seconds(len(work.level), "detection")
+        evaluations = evaluations_per_step(run.engine, shapes) * work.num_steps
+        return seconds(evaluations, "evaluation", over=devices) + seconds(len(work.level), "detection")
 
+    shapes = jax.eval_shape(run.init_params, jax.random.key(0))
     epochs, settings = config.classifiers.max_epochs, config.classifiers
     images = num_densities(run)
     score = config.score.num_steps * config.score.batch_size
@@ -268,7 +270,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
         ),
         "count": (chains(count_work(config.count, run.grid, members)), _rate_text(timings["evaluation"])),
         "search": (
-            chains(search_work(config.search, run.grid.num_levels, targets, members)),
+            chains(search_work(config.search, run.grid, targets, members)),
             _rate_text(timings["evaluation"]),
         ),
         "likelihood": (

@@ -21,9 +21,9 @@ from .data.source import load
 from .fingerprint import dequantize, to_model
 from .models.unet import UNet
 from .oracle import empirical_score_fn
-from .sampling import SAMPLERS
+from .sampling import make_grid, make_sampler
 from .score import dsm_loss, make_score_fn
-from .sde import TimeGrid, time_grid
+from .sde import TimeGrid
 from .training import TrainState, init_state
 from .types import DetectFn, Key, ScoreFn
 
@@ -140,7 +140,7 @@ class Run:
     @functools.cached_property
     def grid(self) -> TimeGrid:
         """The sampler's times."""
-        return time_grid(self.config.sde, self.config.sampler.num_levels, t_min=self.config.sampler.t_min)
+        return make_grid(self.config.sampler, self.config.process)
 
     @functools.cached_property
     def model(self) -> UNet:
@@ -169,18 +169,17 @@ class Run:
 
     def make_score(self, params: Any) -> ScoreFn:
         """The score network's score."""
-        return make_score_fn(self.config.sde, self.model, params)
+        return make_score_fn(self.config.process, self.model, params)
 
     def loss(self, params: Any, images: jax.Array, key: Key) -> jax.Array:
         """Training loss of a batch of bytes."""
         key_noise, key_loss = jax.random.split(key)
         x = dequantize(key_noise, images) if self.config.data.dequantize else to_model(images)
-        return dsm_loss(self.config.sde, self.model, params, x, key=key_loss)
+        return dsm_loss(self.config.process, self.model, params, x, key=key_loss)
 
     def _engine(self, make_score: Callable[[Any], ScoreFn]) -> Engine:
-        factory = SAMPLERS[self.config.sampler.name]
         return make_engine(
-            lambda params: factory(self.config.sde, self.grid, make_score(params)),
+            lambda params: make_sampler(self.config.sampler, self.config.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
             self.config.engine,
@@ -194,7 +193,7 @@ class Run:
     @functools.cached_property
     def oracle_engine(self) -> Engine:
         """Chains of the empirical oracle, whose parameters are the training images."""
-        return self._engine(lambda images: empirical_score_fn(self.config.sde, images))
+        return self._engine(lambda images: empirical_score_fn(self.config.process, images))
 
     @functools.cached_property
     def classifier_models(self) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from .artifacts import MetricsLog
 from .chains import MAX_CHAINS, Block, Engine, Work, concatenate_work, make_work, run_saved
 from .checks import check, in_range, whole
 from .classifier import detect_all
+from .sde import TimeGrid
 from .types import Images, Key
 
 
@@ -62,18 +63,18 @@ class SearchResult(NamedTuple):
 RANK, CURVE = 0, 1
 
 
-def spaced_levels(num_levels: int, count: int, *, max_t: float = 1.0) -> np.ndarray:
-    """At most `count` distinct levels, evenly spaced, the highest at `max_t` of the grid.
+def spaced_levels(top: int, count: int) -> np.ndarray:
+    """At most `count` distinct levels, evenly spaced, up to `top`.
 
     >>> spaced_levels(100, 4).tolist()
     [25, 50, 75, 100]
     """
-    top = max(1, round(num_levels * max_t))
     return np.unique(np.round(np.linspace(top / count, top, count)).astype(int).clip(1))
 
 
-def search_work(settings: SearchSettings, num_levels: int, num_targets: int, num_members: int) -> Work:
+def search_work(settings: SearchSettings, grid: TimeGrid, num_targets: int, num_members: int) -> Work:
     """All chains of a search; curve chains are numbered after the ranking chains, so no draw is shared."""
+    num_levels = grid.num_levels
     check(
         settings.member_levels <= num_levels,
         "search.member_levels",
@@ -99,7 +100,7 @@ def search_work(settings: SearchSettings, num_levels: int, num_targets: int, num
 
     rank = every(
         num_targets,
-        spaced_levels(num_levels, settings.rank_levels, max_t=settings.rank_max_t),
+        spaced_levels(grid.level_at(settings.rank_max_t), settings.rank_levels),
         np.arange(settings.rank_chains),
     )
     curve = every(
@@ -132,7 +133,7 @@ def search(
       path: where an interrupted run is kept.
     """
     num_levels = engine.grid.num_levels
-    work = search_work(settings, num_levels, len(targets), num_members)
+    work = search_work(settings, engine.grid, len(targets), num_members)
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
         fingerprint, identity = detect_all(detect, block.images, block.rows, threshold=threshold)

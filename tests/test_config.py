@@ -17,6 +17,7 @@ from fpjax.checks import RequestError
 from fpjax.classifier import init_fit
 from fpjax.config import Config, describe_config, make_config
 from fpjax.data.plant import Planted
+from fpjax.sde import VE, VP, SubVP
 from fpjax.training import init_state, make_train_step
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -121,7 +122,11 @@ def test_lowers_for_accelerators(name, platform):
         ("data", "num_members", 0, "data.num_members"),
         ("model", "channels", ("a",), "model.channels"),
         ("model", "chanels", (8,), "model.chanels: got an unknown field"),
-        ("sampler", "name", "ddim", "sampler.name: got 'ddim', expected one of ancestral, euler_maruyama"),
+        ("sampler", "name", "ddim", "sampler.name: got 'ddim', expected one of ancestral, dpm_solver, euler_maruyama"),
+        ("sampler", "spacing", "even", "sampler.spacing: got 'even'"),
+        ("sde", "name", "ddpm", "sde.name: got 'ddpm', expected one of subvp, ve, vp"),
+        ("sde", "beta_max", 1e30, "sde.beta_min, sde.beta_max: got (0.1, 1e+30)"),
+        ("sde", "beta_max", float("nan"), "sde.beta_max: got nan"),
         ("sampler", "t_min", 0.9, "t_min"),
         ("ode", "rtol", 0.0, "ode.rtol"),
     ],
@@ -136,6 +141,15 @@ def test_what_does_not_fit_is_refused_in_one_line(section, field, value, message
     assert message in str(error.value)
     assert "fix:" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_process_is_the_one_that_the_config_names():
+    for name, process in (("subvp", SubVP()), ("vp", VP()), ("ve", VE())):
+        assert make_config(ConfigDict({"sde": {"name": name}})).process == process
+    with pytest.raises(RequestError, match="sde.sigma_max: got 1000000.0"):
+        make_config(ConfigDict({"sde": {"name": "ve", "sigma_max": 1e6}}))
+    with pytest.raises(RequestError, match="sde.beta_max: got 1000"):
+        make_config(ConfigDict({"sde": {"beta_max": 10**400}}))
 
 
 def test_unknown_section_and_bad_seed_are_refused():

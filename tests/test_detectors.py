@@ -178,7 +178,7 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
         path=tmp_path / "s.npz",
         log=MetricsLog(tmp_path / "m.jsonl"),
     )
-    work = search_work(settings, 12, 3, 1)
+    work = search_work(settings, GRID, 3, 1)
     images = everything(engine, work, 5)
     expected = {}
     for (target, level, chain), image in images.items():
@@ -198,12 +198,12 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
     )
     assert {tuple(map(int, c[:3])): list(map(int, c[3:])) for c in columns} == expected
     assert sum(row[3] for row in expected.values()) > 0
-    assert result.evaluations == work.num_evaluations
+    assert result.evaluations == work.num_steps
 
 
 def test_search_work_gives_members_and_controls_the_same_ranking_chains():
     settings = SearchSettings(member_levels=10, member_chains=2, rank_levels=4, rank_chains=3, rank_max_t=0.5)
-    work = search_work(settings, 100, 4, 1)
+    work = search_work(settings, time_grid(SDE, 100), 4, 1)
     rank = work.chain < 3
     sets = [
         {
@@ -221,8 +221,8 @@ def test_search_work_gives_members_and_controls_the_same_ranking_chains():
 
 def test_spaced_levels_are_distinct_and_reach_the_top():
     np.testing.assert_array_equal(spaced_levels(10, 10), np.arange(1, 11))
-    assert spaced_levels(1000, 3, max_t=0.5).tolist() == [167, 333, 500]
-    assert spaced_levels(3, 3, max_t=0.01).tolist() == [1]
+    assert spaced_levels(500, 3).tolist() == [167, 333, 500]
+    assert spaced_levels(1, 3).tolist() == [1]
 
 
 def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
@@ -285,7 +285,7 @@ def test_sensitivity_level_is_below_one_grey_level():
         lambda: SearchSettings(rank_max_t=1.5),
         lambda: CountSettings(num_samples=0),
         lambda: CountSettings(oracle_t=0.0),
-        lambda: search_work(SearchSettings(), 100, 1, 1),
+        lambda: search_work(SearchSettings(), time_grid(SDE, 100), 1, 1),
     ],
 )
 def test_bad_settings_are_refused(wrong):

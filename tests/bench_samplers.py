@@ -1,0 +1,105 @@
+"""What another sampler does to q_M(t) on a trained model, and what it spends.
+
+    python tests/bench_samplers.py --workdir=runs/breastmnist_small --config=configs/breastmnist_small.py
+
+Chains of the first member from the same times with the same M under every sampler, as a Markdown table; the stages
+`score` and `classifiers` of the run must be done. Also `pytest -m bench tests/bench_samplers.py` on a run of its own.
+"""
+
+import argparse
+import dataclasses
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fpjax import stats
+from fpjax.chains import make_engine, make_work, run_chains
+from fpjax.classifier import detect_all
+from fpjax.config import make_config
+from fpjax.pipeline import Run
+from fpjax.sampling import SamplerSettings, make_grid, make_sampler
+
+# The first is what the others are compared with.
+ROWS = (
+    SamplerSettings("euler_maruyama", 250),
+    SamplerSettings("ancestral", 100),
+    SamplerSettings("ancestral", 20),
+    SamplerSettings("predictor_corrector", 50),
+    SamplerSettings("probability_flow", 20, spacing="quadratic"),
+    SamplerSettings("dpm_solver", 50, spacing="log_snr"),
+    SamplerSettings("dpm_solver", 20, spacing="log_snr"),
+)
+
+
+def measure(run: Run, sampler: SamplerSettings, times: np.ndarray, chains: int) -> dict:
+    """Detections of the first member among `chains` from the level at or below each of `times`."""
+    process, grid = run.config.process, make_grid(sampler, run.config.process)
+    engine = make_engine(
+        lambda params: make_sampler(sampler, process, grid, run.make_score(params)),
+        grid,
+        run.image_shape,
+        run.config.engine,
+    )
+    levels = np.asarray([grid.level_at(t) for t in times])
+    hits, spent, seconds = np.zeros(grid.num_levels + 1, int), 0, 0.0
+    # The first pass compiles; distinct levels alone are run.
+    for work in (make_work(0, 1, 0), make_work(0, *np.meshgrid(np.unique(levels), np.arange(chains), indexing="ij"))):
+        started, hits[:] = time.monotonic(), 0
+        for block in run_chains(engine, run.score_params, run.targets, work, key=jax.random.key(0)):
+            fingerprint, identity = detect_all(
+                run.detect, block.images, block.rows, threshold=run.config.classifiers.threshold
+            )
+            np.add.at(hits, block.level, fingerprint & identity[:, 0])
+            spent, seconds = block.state.num_useful, time.monotonic() - started
+    found = np.unique(levels)
+    t50 = stats.t50(grid.t[found].astype(float), hits[found], np.full(len(found), chains))
+    return {"hits": hits[levels], "t": grid.t[levels], "t50": t50, "evaluations": spent, "seconds": seconds}
+
+
+def table(run: Run, times: np.ndarray, chains: int, rows: tuple[SamplerSettings, ...] = ROWS) -> str:
+    """Markdown: a line for each sampler."""
+    lines = [
+        f"{type(run.config.process).__name__}, {chains} chains from the level at or below each time; detections of member 0",
+        "",
+        "| sampler | levels | " + " | ".join(f"t={t:.2f}" for t in times) + " | t50 | evaluations | s |",
+        "|---" * (len(times) + 5) + "|",
+    ]
+    for sampler in rows:
+        found = measure(run, sampler, times, chains)
+        cells = [f"{h}" for h in found["hits"]]
+        cells += [f"{found['t50']:.3f}", f"{found['evaluations']:,}", f"{found['seconds']:.1f}"]
+        lines.append(f"| {sampler.label} | {sampler.num_levels} | " + " | ".join(cells) + " |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+@pytest.mark.bench
+def test_samplers_on_the_smoke_run(tmp_path):
+    from configs import smoke
+    from fpjax import pipeline
+
+    pipeline.run(smoke.get_config(), workdir=str(tmp_path / "run"), stages=["data", "score", "classifiers"])
+    rows = tuple(dataclasses.replace(row, num_levels=10) for row in ROWS)
+    print(table(Run(make_config(smoke.get_config()), tmp_path / "run"), np.linspace(0.1, 1, 4), 4, rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=Path("configs/breastmnist_small.py"))
+    parser.add_argument("--chains", type=int, default=16)
+    parser.add_argument("--times", type=float, nargs="+", default=[*np.arange(1, 11) * 0.05, 0.6, 0.8, 1.0])
+    flags = parser.parse_args()
+    run = Run(make_config(runpy.run_path(str(flags.config))["get_config"]()), flags.workdir)
+    print(table(run, np.asarray(flags.times), flags.chains))
+
+
+if __name__ == "__main__":
+    main()
