@@ -243,11 +243,27 @@ def _reserve(directory: Path, size: int) -> None:
 
 
 class Checkpoints:
-    """Orbax checkpoints of one training run, by step; the last `keep` stay."""
+    """Orbax checkpoints of one training run, by step.
 
-    def __init__(self, directory: Path, *, keep: int = 2):
+    On accelerators they are written in the background, after a copy to the host; a later call reports what went wrong.
+    On CPU the "copy" would be the very buffers that the next step overwrites, so there `save` waits.
+
+    Args:
+      directory: of this run's checkpoints alone.
+      keep_last: newest checkpoints that stay.
+      keep_every: those at multiples of so many steps stay too; 0: none.
+    """
+
+    def __init__(self, directory: Path, *, keep_last: int = 2, keep_every: int = 0):
         logging.getLogger("absl").setLevel(logging.ERROR)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        policies = ocp.checkpoint_managers
+        keep: list[Any] = [policies.LatestN(keep_last)]
+        if keep_every:
+            keep.append(policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            enable_async_checkpointing=jax.default_backend() != "cpu",
+        )
         self._manager = ocp.CheckpointManager(
             directory.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
@@ -265,14 +281,25 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
-        try:
+        with self._writing(f"checkpoint at step {step}"):
             _reserve(Path(self._manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+
+    def wait(self) -> None:
+        """Waits for what is being written in the background; StageError if that failed."""
+        with self._writing("the newest checkpoint"):
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
         # The storage layers below raise types of their own for a full or failing disk.
         except Exception as error:
+            self._manager.reload()
             raise StageError(
-                f"checkpoint at step {step} could not be written ({' '.join(str(error).split())[:120]}); the last good "
-                f"one is at step {self.latest_step}; free disk space and run the same command again"
+                f"{what} could not be written ({' '.join(str(error).split())[:120]}); the last good one is at step "
+                f"{self.latest_step}; free disk space and run the same command again"
             ) from error
 
     def restore(self, template: Any, *, step: int | None = None) -> Any:
@@ -310,5 +337,6 @@ class Checkpoints:
         return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), restored, template)
 
     def close(self) -> None:
-        """Waits for writes and releases the directory."""
-        self._manager.close()
+        """Waits for writes and releases the directory; StageError if one failed."""
+        with self._writing("the newest checkpoint"):
+            self._manager.close()

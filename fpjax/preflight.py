@@ -17,6 +17,7 @@ import numpy as np
 from . import stats
 from .chains import Work, evaluations_per_step
 from .classifier import make_detect_fn
+from .compilation import jit_once
 from .config import Config
 from .count import count_work, sensitivity_level
 from .data.plant import Planted
@@ -25,7 +26,7 @@ from .likelihood import divergence
 from .run import Run
 from .sde import TimeGrid, flow_drift
 from .search import search_work, spaced_levels
-from .training import init_state, jit_once, make_train_step
+from .training import init_state, make_train_step
 
 Grade = Literal["ok", "note", "weak"]
 
@@ -213,9 +214,9 @@ def measure(run: Run) -> dict[str, Timing]:
 
     key = jax.random.key(0)
     params = jit_once(run.init_params)(key)
-    slots, images = batch(config.engine.slots), batch(config.score.batch_size)
+    slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
     x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
-    training = dataclasses.replace(config.score, batch_size=images)
+    training = dataclasses.replace(config.score, batch_size=images, accumulate=1 if cpu else config.score.accumulate)
     state = init_state(params, training)
     detectors, rows = run.classifier_models, batch(config.classifiers.batch_size)
     faces = jnp.zeros((rows, *shape))
@@ -263,7 +264,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
     images = num_densities(run)
     score = config.score.num_steps * config.score.batch_size
     return {
-        "score": (seconds(score, "training"), f"{timings['training'].per_second:,.1f} images/s"),
+        "score": (seconds(score, "training", over=devices), f"{timings['training'].per_second:,.1f} images/s a device"),
         "classifiers": (
             seconds(epochs * settings.steps_per_epoch * settings.batch_size, "classifier training"),
             f"at most {epochs} epochs",
@@ -313,7 +314,7 @@ def show_check(run: Run) -> bool:
     limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     full = {
         "evaluation": config.engine.slots,
-        "training": config.score.batch_size,
+        "training": config.score.batch_size // jax.local_device_count(),
         "classifier training": config.classifiers.batch_size,
         "density": config.likelihood.batch_size,
     }
