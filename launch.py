@@ -6,6 +6,7 @@ python launch.py --config=... --stage=data,score         some stages only
 python launch.py --config=... --config.score.num_steps=8000 --workdir=runs/longer
 python launch.py --config=... --dry_run                  what would be done, and how much work it is
 python launch.py --config=... --stage=check              what it could find, on this machine, and how long it takes
+python launch.py --config=... --stage=benchmark          how fast its networks run here
 python launch.py --config=... --fail_on=leak             for release pipelines: exit status 3 if a leak is found
 
 Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wrong, 3 by --fail_on.

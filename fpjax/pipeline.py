@@ -34,6 +34,7 @@ from .artifacts import (
     write_bytes,
     write_json,
 )
+from .benchmark import num_densities, show_benchmark
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
 from .classifier import DetectorData
@@ -371,12 +372,6 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     lowered = jax.jit(lambda p, x, t: run.model.apply({"params": p}, x, t)).lower(shapes, x, t)
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
     members, targets = config.data.num_members, len(planted.targets)
-    nll = (
-        min(config.likelihood.num_train, len(planted.train) - members)
-        + min(config.likelihood.num_held_out, len(planted.test))
-        + targets
-        + members
-    )
     evaluations = evaluations_per_step(run.engine, shapes)
     work = {
         "data": f"{len(planted.train)} training images of {'x'.join(map(str, run.image_shape))}, {members} member and "
@@ -385,7 +380,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         "classifiers": f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
         "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
         "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
-        "likelihood": f"{nll} images, adaptive",
+        "likelihood": f"{num_densities(run)} images, adaptive",
         "report": "",
     }
     print(f"parameters of the score network: {num_params:,}")
@@ -395,6 +390,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         print(f"{stage:12} {state:14} {work[stage]}")
 
 
+ALONE = ("check", "benchmark")
 FAIL_ON = {"": (), "leak": (audit.LEAK,), "inconclusive": (audit.LEAK, audit.INCONCLUSIVE)}
 
 
@@ -411,7 +407,7 @@ def run(
     Args:
       config: of a file in configs/, with overrides.
       workdir: directory of the run; empty: runs/NAME.
-      stages: names in `STAGES`, or `check` alone; empty: all of `STAGES`.
+      stages: names in `STAGES`, or one of `ALONE`; empty: all of `STAGES`.
       dry_run: print what would be done, and stop.
       fail_on: a key of `FAIL_ON`.
 
@@ -426,13 +422,13 @@ def run(
     settings = make_config(config)
     one_of("--fail_on", fail_on, FAIL_ON)
     for stage in stages or []:
-        one_of("--stage", stage, (*STAGES, "check"))
+        one_of("--stage", stage, (*STAGES, *ALONE))
     check(
-        "check" not in (stages or []) or stages == ["check"],
+        len(stages or []) <= 1 or not set(stages or []) & set(ALONE),
         "--stage",
         got=",".join(stages or []),
-        expected="check alone, or stages of the audit",
-        fix="run the check first, by itself",
+        expected=f"{' or '.join(ALONE)} alone, or stages of the audit",
+        fix="run it first, by itself",
     )
     check(
         not fail_on or not stages or bool({"report", "check"} & set(stages)),
@@ -462,6 +458,9 @@ def run(
         this.result(before)
     with lock(this.workdir), stop_on_signals():
         _claim(settings, this.workdir)
+        if stages == ["benchmark"]:
+            show_benchmark(this)
+            return False
         for stage in wanted:
             _run_stage(this, stage)
         return bool(fail_on) and read_json(this.workdir / "report.json")["verdict"]["verdict"] in FAIL_ON[fail_on]

@@ -1,32 +1,20 @@
-"""What a run would be able to say, and how long it would take, before it is begun.
+"""What a run would be able to say, and how long it would take, before it is begun."""
 
-`examine` looks at the config and the planted data alone; `measure` compiles and times the networks on this machine.
-"""
-
-import dataclasses
-import functools
 import os
-import time
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import stats
-from .chains import Work, evaluations_per_step
-from .classifier import make_detect_fn
-from .compilation import jit_once
+from .benchmark import duration, measure, predict
 from .config import Config
-from .count import count_work, sensitivity_level
+from .count import sensitivity_level
 from .data.plant import Planted
 from .fingerprint import FINGERPRINT_BYTE, disc_mask
-from .likelihood import divergence
 from .run import Run
-from .sde import TimeGrid, flow_drift
-from .search import search_work, spaced_levels
-from .training import init_state, make_train_step
+from .sde import TimeGrid
+from .search import spaced_levels
 
 Grade = Literal["ok", "note", "weak"]
 
@@ -166,141 +154,6 @@ def examine(config: Config, planted: Planted, identity: dict[str, Any], grid: Ti
     ]
 
 
-class Timing(NamedTuple):
-    """One compiled program on one device."""
-
-    batch: int
-    seconds: float  # one call, median of three
-    compile_s: float
-    flops: float  # of one call, as the compiler counts; nan if it does not
-    bytes: int  # arguments, outputs and temporaries; 0 if the compiler does not say
-
-    @property
-    def per_second(self) -> float:
-        """Rows of the batch a second."""
-        return self.batch / self.seconds
-
-
-def time_call(function: Callable[..., Any], *args: Any, batch: int) -> Timing:
-    """Compiles and times `function(*args)`, whose rows are `batch`; the arguments stay alive."""
-    started = time.monotonic()
-    compiled = jax.jit(function).lower(*args).compile()
-    compile_s = time.monotonic() - started
-    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
-    size = sum(int(getattr(memory, part, 0)) for part in parts) if memory else 0
-    jax.block_until_ready(compiled(*args))
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        jax.block_until_ready(compiled(*args))
-        seconds.append(time.monotonic() - started)
-    return Timing(batch, float(np.median(seconds)), compile_s, float(costs.get("flops", np.nan)), size)
-
-
-ODE_EVALUATIONS = 200  # assumed of an image's density; the solver's own choice depends on the model
-
-
-def measure(run: Run) -> dict[str, Timing]:
-    """Times the networks of a config on one device, with weights as they are initialised.
-
-    On a CPU a few images tell the rate, on an accelerator only a full batch does.
-    """
-    config, shape = run.config, run.image_shape
-    cpu = jax.default_backend() == "cpu"
-
-    def batch(full: int) -> int:
-        return min(full, 8) if cpu else full
-
-    key = jax.random.key(0)
-    params = jit_once(run.init_params)(key)
-    slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
-    x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
-    training = dataclasses.replace(config.score, batch_size=images, accumulate=1 if cpu else config.score.accumulate)
-    state = init_state(params, training)
-    detectors, rows = run.classifier_models, batch(config.classifiers.batch_size)
-    faces = jnp.zeros((rows, *shape))
-    variables = [jit_once(model.init)(key, faces[:1]) for model in detectors]
-    ode = batch(config.likelihood.batch_size)
-    probes = jax.random.rademacher(key, (max(1, config.ode.num_probes), *shape), jnp.float32)
-
-    def density(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drift = functools.partial(flow_drift, config.process, run.make_score(params), t=t[0])
-        return jax.vmap(lambda image: divergence(drift, image, probes=probes))(x)
-
-    def classify(variables: list[Any], x: jax.Array) -> Any:
-        def loss(params: list[Any]) -> jax.Array:
-            parts = zip(detectors, variables, params, strict=True)
-            outs = [m.apply({**v, "params": p}, x, train=True, mutable=["batch_stats"])[0] for m, v, p in parts]
-            return jnp.sum(jnp.stack([jnp.mean(out**2) for out in outs]))
-
-        return jax.grad(loss)([v["params"] for v in variables])
-
-    return {
-        "evaluation": time_call(lambda p, x, t: jax.vmap(run.make_score(p))(x, t), params, x, t, batch=slots),
-        "training": time_call(
-            make_train_step(run.loss, training), state, jnp.asarray(run.planted.train), key, batch=images
-        ),
-        "classifier training": time_call(classify, variables, faces, batch=rows),
-        "detection": time_call(lambda v, x: make_detect_fn(detectors, *v)(x), variables, faces, batch=rows),
-        "density": time_call(density, params, jnp.zeros((ode, *shape)), batch=ode),
-    }
-
-
-def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]]:
-    """Seconds of each stage and what they rest on: rates of one device, shared out over all of them."""
-    config, planted = run.config, run.planted
-    devices, members, targets = jax.local_device_count(), config.data.num_members, len(planted.targets)
-
-    def seconds(rows: float, name: str, *, over: int = 1) -> float:
-        return rows / timings[name].per_second / over
-
-    def chains(work: Work) -> float:
-        evaluations = evaluations_per_step(run.engine, shapes) * work.num_steps
-        return seconds(evaluations, "evaluation", over=devices) + seconds(len(work.level), "detection")
-
-    shapes = jax.eval_shape(run.init_params, jax.random.key(0))
-    epochs, settings = config.classifiers.max_epochs, config.classifiers
-    images = num_densities(run)
-    score = config.score.num_steps * config.score.batch_size
-    return {
-        "score": (seconds(score, "training", over=devices), f"{timings['training'].per_second:,.1f} images/s a device"),
-        "classifiers": (
-            seconds(epochs * settings.steps_per_epoch * settings.batch_size, "classifier training"),
-            f"at most {epochs} epochs",
-        ),
-        "count": (chains(count_work(config.count, run.grid, members)), _rate_text(timings["evaluation"])),
-        "search": (
-            chains(search_work(config.search, run.grid, targets, members)),
-            _rate_text(timings["evaluation"]),
-        ),
-        "likelihood": (
-            seconds(images * ODE_EVALUATIONS, "density"),
-            f"{images} images, if each takes {ODE_EVALUATIONS} evaluations",
-        ),
-    }
-
-
-def _rate_text(timing: Timing) -> str:
-    return f"{timing.per_second:,.1f} evaluations/s a device"
-
-
-def num_densities(run: Run) -> int:
-    """Images whose density the likelihood stage computes."""
-    config, planted = run.config, run.planted
-    members = config.data.num_members
-    held_out = min(config.likelihood.num_held_out, len(planted.test))
-    return min(config.likelihood.num_train, len(planted.train) - members) + held_out + len(planted.targets) + members
-
-
-def _duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use."""
-    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def show_check(run: Run) -> bool:
     """Prints devices, memory, data, what the audit could find, and predicted times; whether a finding is weak."""
     config = run.config
@@ -332,8 +185,8 @@ def show_check(run: Run) -> bool:
     total = sum(timing.compile_s for timing in timings.values())
     for stage, (seconds, basis) in predict(run, timings).items():
         total += seconds
-        print(f"time  {stage:12} {_duration(seconds)} ({basis})")
-    print(f"time  {'all':12} {_duration(total)} with {sum(t.compile_s for t in timings.values()):.0f} s of compilation")
+        print(f"time  {stage:12} {duration(seconds)} ({basis})")
+    print(f"time  {'all':12} {duration(total)} with {sum(t.compile_s for t in timings.values()):.0f} s of compilation")
     weak = [finding.what for finding in findings if finding.grade == "weak"]
     if weak:
         print(f"The audit can run, but {', '.join(weak)} would keep it from its best answer.")

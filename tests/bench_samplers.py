@@ -23,7 +23,7 @@ from fpjax import stats
 from fpjax.chains import make_engine, make_work, run_chains
 from fpjax.classifier import detect_all
 from fpjax.config import make_config
-from fpjax.pipeline import Run
+from fpjax.run import Run
 from fpjax.sampling import SamplerSettings, make_grid, make_sampler
 
 # The first is what the others are compared with.

@@ -93,7 +93,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
     ("flags", "message"),
     [
         (["--stge=data"], "stge"),
-        (["--stage=data,train"], "--stage: got 'train', expected one of check, classifiers, count, data"),
+        (["--stage=data,train"], "--stage: got 'train', expected one of benchmark, check, classifiers, count, data"),
         (["word"], "argument 'word'"),
         (["--config=configs/no_such.py"], "no_such.py"),
         (["--config.typo=1"], "typo"),

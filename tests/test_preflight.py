@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax import preflight, stats
+from fpjax import artifacts, benchmark, preflight, stats
 from fpjax.config import make_config
 from fpjax.run import Run
 
@@ -68,7 +68,7 @@ def test_disc_and_data_findings(tmp_path):
 
 
 def test_timing_counts_what_was_asked_for():
-    timing = preflight.time_call(lambda a: a @ a, jnp.ones((64, 64)), batch=64)
+    timing = benchmark.time_call(lambda a: a @ a, jnp.ones((64, 64)), batch=64)
     assert timing.flops == pytest.approx(2 * 64**3, rel=0.05)
     assert timing.bytes >= 2 * 4 * 64 * 64
     assert timing.per_second == pytest.approx(64 / timing.seconds)
@@ -79,16 +79,16 @@ def test_predictions_scale_with_the_work(tmp_path):
     run = Run(make_config(config), tmp_path / "run")
     timings = dict.fromkeys(
         ("evaluation", "training", "classifier training", "detection", "density"),
-        preflight.Timing(10, 1.0, 0.0, 1.0, 0),
+        benchmark.Timing(10, 1.0, 0.0, 1.0, 0),
     )
-    before = preflight.predict(run, timings)
+    before = benchmark.predict(run, timings)
     assert before["score"][0] == pytest.approx(60 * config.score.batch_size / 10)
     longer = dataclasses.replace(run.config.score, num_steps=120)
     run.config = dataclasses.replace(run.config, score=longer)
-    after = preflight.predict(run, timings)
+    after = benchmark.predict(run, timings)
     assert after["score"][0] == pytest.approx(2 * before["score"][0])
     assert after["count"] == before["count"]
-    assert preflight.num_densities(run) == 2 + 4 + 3 + 1
+    assert benchmark.num_densities(run) == 2 + 4 + 3 + 1
 
 
 @pytest.mark.slow
@@ -121,3 +121,20 @@ def test_contrast_is_that_of_the_covered_pixels(tmp_path):
     found = {f.what: f for f in preflight.examine(config, flat, content["identity"], run.grid)}
     assert found["contrast"].grade == "note"
     assert "at least 0" in found["contrast"].text
+
+
+@pytest.mark.slow
+def test_benchmark_prints_its_table_and_writes_it(environment, tmp_path):
+    done = launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=benchmark")
+    assert done.returncode == 0, done.stderr
+    found = artifacts.read_json(tmp_path / "run" / "benchmark.json")
+    names = [program["name"] for program in found["programs"]]
+    assert names == ["evaluation"] * 3 + ["training", "classifier training", "detection", "density"]
+    assert [program["batch"] for program in found["programs"][:3]] == [1, 4, 16]
+    for program in found["programs"]:
+        assert program["per_second"] > 0
+        assert program["teraflops"] > 0
+        assert program["name"] in done.stdout
+    assert set(found["predicted_s"]) == {"score", "classifiers", "count", "search", "likelihood"}
+    # The directory belongs to the config, and the audit may go on in it.
+    assert launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=data").returncode == 0

@@ -1,0 +1,217 @@
+"""How fast the networks of a config run on this machine, and what that means for the time of each stage."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .artifacts import write_json
+from .chains import Work, evaluations_per_step
+from .classifier import make_detect_fn
+from .compilation import jit_once
+from .count import count_work
+from .likelihood import divergence
+from .run import Run
+from .sde import flow_drift
+from .search import search_work
+from .training import init_state, make_train_step
+
+
+class Timing(NamedTuple):
+    """One compiled program on one device."""
+
+    batch: int
+    seconds: float  # one call, median of three
+    compile_s: float
+    flops: float  # of one call, as the compiler counts; nan if it does not
+    bytes: int  # arguments, outputs and temporaries; 0 if the compiler does not say
+
+    @property
+    def per_second(self) -> float:
+        """Rows of the batch a second."""
+        return self.batch / self.seconds
+
+    @property
+    def teraflops(self) -> float:
+        """Achieved TFLOP/s; nan if the compiler counts no FLOPs."""
+        return self.flops / self.seconds / 1e12
+
+
+def time_call(function: Callable[..., Any], *args: Any, batch: int) -> Timing:
+    """Compiles and times `function(*args)`, whose rows are `batch`; the arguments stay alive."""
+    started = time.monotonic()
+    compiled = jax.jit(function).lower(*args).compile()
+    compile_s = time.monotonic() - started
+    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
+    size = sum(int(getattr(memory, part, 0)) for part in parts) if memory else 0
+    jax.block_until_ready(compiled(*args))
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        jax.block_until_ready(compiled(*args))
+        seconds.append(time.monotonic() - started)
+    return Timing(batch, float(np.median(seconds)), compile_s, float(costs.get("flops", np.nan)), size)
+
+
+ODE_EVALUATIONS = 200  # assumed of an image's density; the solver's own choice depends on the model
+
+
+def measure(run: Run) -> dict[str, Timing]:
+    """Times the networks of a config on one device, with weights as they are initialised.
+
+    On a CPU a few images tell the rate, on an accelerator only a full batch does.
+    """
+    config, shape = run.config, run.image_shape
+    cpu = jax.default_backend() == "cpu"
+
+    def batch(full: int) -> int:
+        return min(full, 8) if cpu else full
+
+    key = jax.random.key(0)
+    params = jit_once(run.init_params)(key)
+    slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
+    x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
+    training = dataclasses.replace(config.score, batch_size=images, accumulate=1 if cpu else config.score.accumulate)
+    state = init_state(params, training)
+    detectors, rows = run.classifier_models, batch(config.classifiers.batch_size)
+    faces = jnp.zeros((rows, *shape))
+    variables = [jit_once(model.init)(key, faces[:1]) for model in detectors]
+    ode = batch(config.likelihood.batch_size)
+    probes = jax.random.rademacher(key, (max(1, config.ode.num_probes), *shape), jnp.float32)
+
+    def density(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        drift = functools.partial(flow_drift, config.process, run.make_score(params), t=t[0])
+        return jax.vmap(lambda image: divergence(drift, image, probes=probes))(x)
+
+    def classify(variables: list[Any], x: jax.Array) -> Any:
+        def loss(params: list[Any]) -> jax.Array:
+            parts = zip(detectors, variables, params, strict=True)
+            outs = [m.apply({**v, "params": p}, x, train=True, mutable=["batch_stats"])[0] for m, v, p in parts]
+            return jnp.sum(jnp.stack([jnp.mean(out**2) for out in outs]))
+
+        return jax.grad(loss)([v["params"] for v in variables])
+
+    return {
+        "evaluation": time_call(lambda p, x, t: jax.vmap(run.make_score(p))(x, t), params, x, t, batch=slots),
+        "training": time_call(
+            make_train_step(run.loss, training), state, jnp.asarray(run.planted.train), key, batch=images
+        ),
+        "classifier training": time_call(classify, variables, faces, batch=rows),
+        "detection": time_call(lambda v, x: make_detect_fn(detectors, *v)(x), variables, faces, batch=rows),
+        "density": time_call(density, params, jnp.zeros((ode, *shape)), batch=ode),
+    }
+
+
+def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]]:
+    """Seconds of each stage and what they rest on: rates of one device, shared out over all of them."""
+    config, planted = run.config, run.planted
+    devices, members, targets = jax.local_device_count(), config.data.num_members, len(planted.targets)
+
+    def seconds(rows: float, name: str, *, over: int = 1) -> float:
+        return rows / timings[name].per_second / over
+
+    def chains(work: Work) -> float:
+        evaluations = evaluations_per_step(run.engine, shapes) * work.num_steps
+        return seconds(evaluations, "evaluation", over=devices) + seconds(len(work.level), "detection")
+
+    shapes = jax.eval_shape(run.init_params, jax.random.key(0))
+    epochs, settings = config.classifiers.max_epochs, config.classifiers
+    images = num_densities(run)
+    score = config.score.num_steps * config.score.batch_size
+    return {
+        "score": (seconds(score, "training", over=devices), f"{timings['training'].per_second:,.1f} images/s a device"),
+        "classifiers": (
+            seconds(epochs * settings.steps_per_epoch * settings.batch_size, "classifier training"),
+            f"at most {epochs} epochs",
+        ),
+        "count": (chains(count_work(config.count, run.grid, members)), _rate_text(timings["evaluation"])),
+        "search": (
+            chains(search_work(config.search, run.grid, targets, members)),
+            _rate_text(timings["evaluation"]),
+        ),
+        "likelihood": (
+            seconds(images * ODE_EVALUATIONS, "density"),
+            f"{images} images, if each takes {ODE_EVALUATIONS} evaluations",
+        ),
+    }
+
+
+def _rate_text(timing: Timing) -> str:
+    return f"{timing.per_second:,.1f} evaluations/s a device"
+
+
+def num_densities(run: Run) -> int:
+    """Images whose density the likelihood stage computes."""
+    config, planted = run.config, run.planted
+    members = config.data.num_members
+    held_out = min(config.likelihood.num_held_out, len(planted.test))
+    return min(config.likelihood.num_train, len(planted.train) - members) + held_out + len(planted.targets) + members
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _evaluations_by_batch(run: Run) -> list[Timing]:
+    """The score of 1, 4, 16, ... images at once, up to the engine's slots; on a CPU up to 16, which fill it."""
+    most = min(run.config.engine.slots, 16) if jax.default_backend() == "cpu" else run.config.engine.slots
+    sizes = sorted({*(4**n for n in range(9) if 4**n < most), most})
+    params = jit_once(run.init_params)(jax.random.key(0))
+
+    def score(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+        return jax.vmap(run.make_score(params))(x, t)
+
+    return [time_call(score, params, jnp.zeros((n, *run.image_shape)), jnp.full(n, 0.5), batch=n) for n in sizes]
+
+
+def show_benchmark(run: Run) -> None:
+    """Times everything, prints the table, and writes `benchmark.json`."""
+    device = jax.local_devices()[0]
+    by_batch, timings = _evaluations_by_batch(run), measure(run)
+    print(f"{jax.local_device_count()} x {device.device_kind}, JAX {jax.__version__}, {run.config.model.dtype} network")
+    print(f"{'program':20} {'batch':>6} {'per second':>12} {'TFLOP/s':>9} {'compile s':>10} {'GiB':>7}")
+    named = [("evaluation", timing) for timing in by_batch]
+    named += [(name, timing) for name, timing in timings.items() if name != "evaluation"]
+    for name, timing in named:
+        print(
+            f"{name:20} {timing.batch:6} {timing.per_second:12,.1f} {timing.teraflops:9.3f} {timing.compile_s:10.1f} "
+            f"{timing.bytes / 2**30:7.2f}"
+        )
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+    if peak:
+        print(f"peak memory of the device: {peak / 2**30:.2f} GiB")
+    predicted = predict(run, timings | {"evaluation": by_batch[-1]})
+    for stage, (seconds, basis) in predicted.items():
+        print(f"{stage:20} about {duration(seconds)} ({basis})")
+    write_json(
+        run.workdir / "benchmark.json",
+        {
+            "device": device.device_kind,
+            "num_devices": jax.local_device_count(),
+            "jax": jax.__version__,
+            "dtype": run.config.model.dtype,
+            "programs": [
+                {
+                    "name": name,
+                    "batch": timing.batch,
+                    "per_second": timing.per_second,
+                    "teraflops": timing.teraflops,
+                    "compile_s": timing.compile_s,
+                    "bytes": timing.bytes,
+                }
+                for name, timing in named
+            ],
+            "peak_bytes": peak,
+            "predicted_s": {stage: seconds for stage, (seconds, _) in predicted.items()},
+        },
+    )
