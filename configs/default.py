@@ -63,13 +63,19 @@ def get_config() -> ConfigDict:
             },
             "score": {
                 "num_steps": 30_000,  # the paper's training length
-                "batch_size": 128,
+                "batch_size": 128,  # over all devices
+                "accumulate": 1,  # parts of the batch, one after the other; more where memory is short
                 "learning_rate": 2e-4,  # score_sde's, as are warm-up and clipping
                 "warmup_steps": 5_000,
                 "grad_clip": 1.0,
+                "weighting": "simple",  # simple | likelihood: of the loss over t; the second for better bits/dim
                 "ema_decay": 0.9999,  # with warm-up, or 5 % of the random start would be left at 30,000 steps
+                "ema_extra": (),  # decays of more EMAs in the checkpoints, such as (0.999, 0.99995); never audited
                 "log_every": 100,  # steps
                 "checkpoint_every": 5_000,  # steps
+                "keep_last": 2,  # checkpoints: the newest, and the one before it
+                "keep_every": 0,  # steps; more than 0 to study the length of training: these checkpoints all stay
+                "sample_every": 0,  # steps between two grids of 16 samples; each grid is 16 chains of the sampler
             },
             "sampler": {
                 "name": "euler_maruyama",  # the paper's; ancestral below about 1000 levels
@@ -85,6 +91,7 @@ def get_config() -> ConfigDict:
             "engine": {
                 "slots": 1024,  # chains in flight on each device
                 "block_steps": 100,  # reverse steps between two looks of the host
+                "compilation_cache": True,  # in $XDG_CACHE_HOME/fpjax or ~/.cache/fpjax, unless JAX has its own
             },
             "resnet": {
                 "stages": (3, 4, 6, 3),  # ResNet50

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.name = "smoke"
     config.data.update({"side": 8, "num_train": 8, "num_pool": 32, "num_val": 12, "num_test": 24, "num_controls": 2})
     config.model.update({"channels": (8,), "attention": (False,), "attention_head_dim": 8, "norm_num_groups": 4})
-    config.score.update({"num_steps": 60, "log_every": 20, "checkpoint_every": 20})
+    config.score.update({"num_steps": 60, "log_every": 20, "checkpoint_every": 20, "sample_every": 40})
     config.sampler.num_levels = 10
     config.engine.update({"slots": 16, "block_steps": 8})
     config.resnet.update({"stages": (1,), "width": 4})

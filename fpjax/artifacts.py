@@ -254,12 +254,27 @@ def _file_digests(directory: Path) -> dict[str, str]:
 
 
 class Checkpoints:
-    """Orbax checkpoints of one training run, by step; the last `keep` stay."""
+    """Orbax checkpoints of one training run, by step.
 
-    def __init__(self, directory: Path, *, keep: int = 2):
+    On accelerators they are written in the background, after a copy to the host; a later call reports what went wrong.
+    On CPU the "copy" would be the very buffers that the next step overwrites, so there `save` waits.
+
+    Args:
+      directory: of this run's checkpoints alone.
+      keep_last: newest checkpoints that stay.
+      keep_every: those at multiples of so many steps stay too; 0: none.
+    """
+
+    def __init__(self, directory: Path, *, keep_last: int = 2, keep_every: int = 0):
         logging.getLogger("absl").setLevel(logging.ERROR)
+        policies = ocp.checkpoint_managers
+        keep: list[Any] = [policies.LatestN(keep_last)]
+        if keep_every:
+            keep.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            enable_async_checkpointing=jax.default_backend() != "cpu",
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
             directory.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
@@ -278,16 +293,30 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
-        try:
+        self.wait()
+        with self._writing(f"checkpoint at step {step}"):
             _reserve(Path(self._manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             self._manifest(step).unlink(missing_ok=True)  # of one that was deleted by hand
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        if jax.default_backend() == "cpu":
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for what is being written in the background; StageError if that failed."""
+        with self._writing("the newest checkpoint"):
+            self._manager.wait_until_finished()
             self._seal()
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
         # The storage layers below raise types of their own for a full or failing disk.
         except Exception as error:
+            self._manager.reload()
             raise StageError(
-                f"checkpoint at step {step} could not be written ({' '.join(str(error).split())[:120]}); the last good "
-                f"one is at step {self.latest_step}; free disk space and run the same command again"
+                f"{what} could not be written ({' '.join(str(error).split())[:120]}); the last good one is at step "
+                f"{self.latest_step}; free disk space and run the same command again"
             ) from error
 
     def _manifest(self, step: int) -> Path:
@@ -363,5 +392,6 @@ class Checkpoints:
         return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), restored, template)
 
     def close(self) -> None:
-        """Waits for writes and releases the directory."""
+        """Waits for writes and releases the directory; StageError if one failed."""
+        self.wait()
         self._manager.close()

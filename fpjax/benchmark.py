@@ -14,12 +14,13 @@ import numpy as np
 from .artifacts import write_json
 from .chains import Work, evaluations_per_step
 from .classifier import make_detect_fn
+from .compilation import jit_once
 from .count import count_work
 from .likelihood import divergence
 from .run import Run
 from .sde import flow_drift
 from .search import search_work
-from .training import init_state, jit_once, make_train_step
+from .training import init_state, make_train_step
 
 
 class Timing(NamedTuple):
@@ -87,9 +88,9 @@ def measure(run: Run) -> dict[str, Timing]:
 
     key = jax.random.key(0)
     params = jit_once(run.init_params)(key)
-    slots, images = batch(config.engine.slots), batch(config.score.batch_size)
+    slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
     x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
-    training = dataclasses.replace(config.score, batch_size=images)
+    training = dataclasses.replace(config.score, batch_size=images, accumulate=1 if cpu else config.score.accumulate)
     state = init_state(params, training)
     detectors, rows = run.classifier_models, batch(config.classifiers.batch_size)
     faces = jnp.zeros((rows, *shape))
@@ -138,7 +139,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
     images = num_densities(run)
     score = config.score.num_steps * config.score.batch_size
     return {
-        "score": (seconds(score, "training"), f"{timings['training'].per_second:,.1f} images/s"),
+        "score": (seconds(score, "training", over=devices), f"{timings['training'].per_second:,.1f} images/s a device"),
         "classifiers": (
             seconds(epochs * settings.steps_per_epoch * settings.batch_size, "classifier training"),
             f"at most {epochs} epochs",

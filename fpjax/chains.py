@@ -44,10 +44,12 @@ class EngineSettings:
     Attributes:
       slots: chains in flight on each device; as many as memory allows on an accelerator.
       block_steps: iterations between two looks of the host (progress, detection, state to disk).
+      compilation_cache: keep compiled programs in the user's cache directory, for later runs.
     """
 
     slots: int = 1024
     block_steps: int = 100
+    compilation_cache: bool = True
 
     def __post_init__(self) -> None:
         whole("engine", self, names=("slots",), most=2**16)

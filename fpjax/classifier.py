@@ -20,10 +20,10 @@ from jaxtyping import Array
 from .artifacts import Checkpoints, MetricsLog
 from .augment import add_noise, mask_randomly, stamp_randomly
 from .checks import StageError, check, in_range, whole
+from .compilation import jit_once
 from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
 from .models.resnet import ResNet, ResNetSettings
 from .progress import Progress, stopping
-from .training import jit_once
 from .types import DetectFn, Images, Key
 
 
@@ -195,10 +195,11 @@ def _fit(
     )
     num_batches = -(-settings.num_val // settings.batch_size)
 
+    # Images are arguments, as constants they would lie in the compilation cache, outside the run's directory.
     @jax.jit
-    def val_loss(variables: Any) -> jax.Array:
-        parts = [model.apply(variables, part) for part in jnp.array_split(val_images, num_batches)]
-        return bce(jnp.concatenate(parts), val_labels)  # pyright: ignore[reportArgumentType]
+    def val_loss(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        parts = [model.apply(variables, part) for part in jnp.array_split(images, num_batches)]
+        return bce(jnp.concatenate(parts), labels)  # pyright: ignore[reportArgumentType]
 
     state = jit_once(functools.partial(init_fit, model, settings))(key_init, train.others[:1])
     if checkpoints.latest_step is not None:
@@ -213,7 +214,7 @@ def _fit(
                 # The epoch is drawn again from its own key.
                 checkpoints.save(epoch, state)
                 progress.update(epoch)
-        train_loss, loss = float(np.mean(jax.device_get(losses))), float(val_loss(variables))
+        train_loss, loss = float(np.mean(jax.device_get(losses))), float(val_loss(variables, val_images, val_labels))
         if not np.isfinite(train_loss + loss):
             raise StageError(
                 f"{label}: loss {train_loss} in training, {loss} in validation at epoch {epoch + 1}; "

@@ -8,6 +8,7 @@ hold integer counts and no times, so that equal runs give equal bytes.
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -38,6 +39,7 @@ from .benchmark import num_densities, show_benchmark
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
 from .classifier import DetectorData
+from .compilation import jit_once, use_compilation_cache
 from .config import FREE_FIELDS, FREE_SECTIONS, Config, describe_config, make_config
 from .count import audit_oracle, count, count_work
 from .fingerprint import to_bytes, to_model
@@ -46,7 +48,7 @@ from .preflight import show_check
 from .progress import Stopped, stop_on_signals, stopping
 from .run import NEEDS, RESULTS, Run
 from .search import search, search_work
-from .training import fit, jit_once
+from .training import fit, training_mesh
 
 
 def _data(run: Run) -> None:
@@ -54,14 +56,30 @@ def _data(run: Run) -> None:
 
 
 def _score(run: Run) -> None:
-    key_init, key_train = jax.random.split(run.key("score"))
-    checkpoints = run.checkpoints("score")
+    key_init, key_train, key_samples = jax.random.split(run.key("score"), 3)
     params = jit_once(run.init_params)(key_init)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    state = fit(
-        run.loss, params, run.planted.train, run.config.score, key=key_train, checkpoints=checkpoints, log=run.log
-    )
-    checkpoints.close()
+
+    def sample(step: int, ema_params: Any) -> None:
+        try:
+            samples = run.draw_grid(ema_params, key=key_samples)
+        except StageError as error:
+            # Pictures on the way are no reason to stop training.
+            print(f"score: no samples at step {step}: {error}", file=sys.stderr)
+            return
+        write_arrays(run.workdir / "samples" / f"score_{step}.npz", samples=samples)
+
+    with contextlib.closing(run.checkpoints("score")) as checkpoints:
+        state = fit(
+            run.loss,
+            params,
+            run.planted.train,
+            run.config.score,
+            key=key_train,
+            checkpoints=checkpoints,
+            log=run.log,
+            sample=sample,
+        )
     run.finish(
         "score",
         {
@@ -221,6 +239,27 @@ def _likelihood(run: Run) -> None:
     )
 
 
+def _training(run: Run) -> report.Training:
+    """What metrics.jsonl and the grids of samples say of the score network's training; steps taken twice count once."""
+    events = read_metrics(run.workdir / "metrics.jsonl")
+    looks = {event["step"]: event for event in events if event["stage"] == "score" and "loss" in event}
+    grids = {int(path.stem.split("_")[1]): path for path in run.workdir.glob("samples/score_*.npz")}
+    rates = {
+        name: [look[name] for look in looks.values() if look.get(name) is not None]
+        for name in ("images_per_s", "tflop_per_s")
+    }
+    return report.Training(
+        step=list(looks),
+        loss=[look["loss"] for look in looks.values()],
+        grad_norm=[look.get("grad_norm") for look in looks.values()],
+        loss_by_t=looks[max(looks)].get("loss_by_t", []) if looks else [],
+        samples_step=max(grids, default=0),
+        samples=read_arrays(grids[max(grids)])["samples"] if grids else None,
+        # The first look waits for the compiler too.
+        **{name: float(np.median(values)) if values else math.nan for name, values in rates.items()},
+    )
+
+
 def _report(run: Run) -> None:
     config = run.config
     results = {stage: run.result(stage) for stage in RESULTS}
@@ -248,17 +287,14 @@ def _report(run: Run) -> None:
         kept["hits"],
         kept["hit_target"],
     )
-    events = read_metrics(run.workdir / "metrics.jsonl")
-    steps = {event["step"]: event["loss"] for event in events if event["stage"] == "score" and "loss" in event}
-    loss = report.LossCurve(list(steps), list(steps.values()))
-    show = config.report.show_members
-    figures = report.draw_figures(result, images, loss, show_members=show)
+    training, show = _training(run), config.report.show_members
+    figures = report.draw_figures(result, images, training, show_members=show)
     for name, png in figures.items():
         write_bytes(run.workdir / "figures" / f"{name}.png", png)
     # Pictures of members that an earlier report showed do not stay behind.
     for left in set(run.workdir.glob("figures/*.png")) - {run.workdir / "figures" / f"{name}.png" for name in figures}:
         left.unlink()
-    write_bytes(run.workdir / "report.html", report.to_html(result, figures, show_members=show).encode())
+    write_bytes(run.workdir / "report.html", report.to_html(result, figures, training, show_members=show).encode())
     write_json(run.workdir / "report.json", report.to_json(result))
     print(report.to_text(result))
     print(f"\n{run.workdir / 'report.html'}\n{run.workdir / 'report.json'}")
@@ -420,6 +456,10 @@ def run(
     members = settings.data.num_members
     search_work(settings.search, this.grid, members + settings.data.num_controls, members)
     count_work(settings.count, this.grid, members)
+    if "score" in wanted and this.state("score") != "done" or stages == ["check"]:
+        training_mesh(settings.score)
+    if settings.engine.compilation_cache:
+        use_compilation_cache()
     if settings.report.tensorboard:
         tensorboard_writer()
     if dry_run:

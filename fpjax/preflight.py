@@ -175,7 +175,7 @@ def show_check(run: Run) -> bool:
     limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     full = {
         "evaluation": config.engine.slots,
-        "training": config.score.batch_size,
+        "training": config.score.batch_size // jax.local_device_count(),
         "classifier training": config.classifiers.batch_size,
         "density": config.likelihood.batch_size,
     }

@@ -68,11 +68,17 @@ class ReportImages(NamedTuple):
     hit_target: np.ndarray  # (n_hits,) int, row in `targets`
 
 
-class LossCurve(NamedTuple):
-    """Loss of the score network's training; may be empty."""
+class Training(NamedTuple):
+    """The score network's training; may be empty. The rates are this machine's, the rest is the same anywhere."""
 
-    step: list[int]
-    loss: list[float]
+    step: Sequence[int] = ()  # at which the rest was logged: means since the step before
+    loss: Sequence[float] = ()
+    grad_norm: Sequence[float | None] = ()
+    loss_by_t: Sequence[float | None] = ()  # the last, in equal bins of t in [0, 1]; None where no image fell
+    images_per_s: float = math.nan
+    tflop_per_s: float = math.nan
+    samples: np.ndarray | None = None  # the last that were drawn on the way, uint8 of shape (n, h, w, c)
+    samples_step: int = 0
 
 
 Rows = list[tuple[str, ...]]  # a label, then one cell a member or one for all
@@ -516,11 +522,16 @@ def _draw_likelihood(result: AuditResult) -> bytes:
     return _png(figure)
 
 
-def _draw_training(loss: LossCurve) -> bytes:
-    figure, axes = _figure(2.8)
-    axes.plot(loss.step, loss.loss, color=_COLOURS[0], linewidth=1.4)
-    positive = [value for value in loss.loss if math.isfinite(value)]
-    axes.set(xlabel="training step", ylabel="loss", yscale="log" if positive and min(positive) > 0 else "linear")
+def _draw_training(training: Training) -> bytes:
+    curves = {"loss": training.loss, "gradient norm": [math.nan if n is None else n for n in training.grad_norm]}
+    curves = {label: values for label, values in curves.items() if values}
+    figure = Figure(figsize=(5.6, 0.6 + 2.0 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
+    for axes, (label, values) in zip(panels, curves.items(), strict=True):
+        axes.plot(training.step, values, color=_COLOURS[0], linewidth=1.4)
+        finite = [value for value in values if math.isfinite(value)]
+        axes.set(ylabel=label, yscale="log" if finite and min(finite) > 0 else "linear")
+    panels[-1].set_xlabel("training step")
     return _png(figure)
 
 
@@ -573,22 +584,24 @@ def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes
     return figures
 
 
-_PICTURES = ("targets", "hits", "samples", "train")
+_PICTURES = ("targets", "hits", "samples", "train", "on_the_way")
 
 
-def draw_figures(result: AuditResult, images: ReportImages, loss: LossCurve, *, show_members: bool) -> dict[str, bytes]:
-    """Draws all figures of the report; equal arguments give equal bytes.
+def draw_figures(
+    result: AuditResult, images: ReportImages, training: Training, *, show_members: bool
+) -> dict[str, bytes]:
+    """Draws all figures of the report; equal arguments give equal bytes, whatever the rates of training.
 
     Args:
       result: the audit.
       images: pictures to show.
-      loss: of the score network's training.
+      training: of the score network.
       show_members: False leaves out every picture: what was detected, and what a memorising model draws, are
         members' images too.
 
     Returns:
       PNG files by name: "search", "ranking", "likelihood" and "training" where there is something to draw, and with
-      `show_members` "targets", "hits", "samples", "train" where there are such images.
+      `show_members` "targets", "hits", "samples", "train", "on_the_way" where there are such images.
     """
     with matplotlib.rc_context(_STYLE):
         figures = {"search": _draw_search(result)}
@@ -596,9 +609,13 @@ def draw_figures(result: AuditResult, images: ReportImages, loss: LossCurve, *, 
             figures["ranking"] = _draw_ranking(result)
         if any(group.bits_per_dim for group in result.nll):
             figures["likelihood"] = _draw_likelihood(result)
-        if loss.step:
-            figures["training"] = _draw_training(loss)
-    return figures | (_draw_pictures(result, images) if show_members else {})
+        if training.step:
+            figures["training"] = _draw_training(training)
+    if show_members:
+        figures |= _draw_pictures(result, images)
+        if training.samples is not None and len(training.samples):
+            figures["on_the_way"] = _mosaic(training.samples[:_MAX_TILES], colours=[None] * _MAX_TILES)
+    return figures
 
 
 # HTML
@@ -945,6 +962,36 @@ def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_membe
     )
 
 
+def _training_section(training: Training, figures: dict[str, bytes], show_members: bool) -> str:
+    rates = [(training.images_per_s, "images"), (training.tflop_per_s, "TFLOP")]
+    speed = ", ".join(f"{value:,.4g} {unit}/s" for value, unit in rates if math.isfinite(value))
+    width = 1 / max(len(training.loss_by_t), 1)
+    rows = [
+        (f"{i * width:.1f} to {(i + 1) * width:.1f}", MISSING if loss is None else f"{loss:.3g}")
+        for i, loss in enumerate(training.loss_by_t)
+    ]
+    return (
+        _image(
+            figures,
+            "training",
+            "Loss of the score network and norm of its gradient against the training step.",
+            "Loss of the score network and norm of its gradient before clipping, means between two looks"
+            + (f"; in the median {speed} on the machine that trained it." if speed else "."),
+        )
+        + (f"<h3>Loss by noise level at the end</h3>\n{_table(_shown(rows), ['t', 'Loss'])}" if rows else "")
+        + (
+            _image(
+                figures,
+                "on_the_way",
+                "Samples drawn in the course of training.",
+                f"Drawn from the averaged weights after {training.samples_step:,} training steps.",
+            )
+            if show_members
+            else ""
+        )
+    ) or "<p>No loss was logged.</p>\n"
+
+
 def _flat(value: Any, name: str = "") -> Rows:
     """Nested dictionaries as rows with dotted labels.
 
@@ -1005,12 +1052,13 @@ _THREAT = _list(
 )
 
 
-def to_html(result: AuditResult, figures: dict[str, bytes], *, show_members: bool) -> str:
+def to_html(result: AuditResult, figures: dict[str, bytes], training: Training, *, show_members: bool) -> str:
     """The report as one HTML file, without network and scripts.
 
     Args:
       result: the audit.
       figures: of `draw_figures`, embedded as data URIs.
+      training: of the score network.
       show_members: False leaves out every picture, whatever `figures` holds.
     """
     sections = {
@@ -1020,10 +1068,7 @@ def to_html(result: AuditResult, figures: dict[str, bytes], *, show_members: boo
         "Detectors": _detectors_section(result),
         "Likelihood": _likelihood_section(result, figures),
         "Pictures": _pictures_section(result, figures, show_members),
-        "Training": _image(
-            figures, "training", "Loss of the score network against the training step.", "Loss of the score network."
-        )
-        or "<p>No loss was logged.</p>\n",
+        "Training": _training_section(training, figures, show_members),
         "Method and settings": _method_section(result),
         "Threat model": _THREAT,
         "Glossary": _table(list(_GLOSSARY.items())),

@@ -1,5 +1,6 @@
 """One audit in one directory: its settings, its files, and what several stages share, made when first asked for."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,16 +14,16 @@ import numpy as np
 
 from . import classifier
 from .artifacts import Checkpoints, MetricsLog, read_json, tree_digest, write_json
-from .chains import Engine, make_engine
+from .chains import NO_TARGET, Engine, make_engine, make_work, run_chains
 from .checks import check
 from .config import Config
 from .data.plant import Planted, describe, plant
 from .data.source import load
-from .fingerprint import dequantize, to_model
+from .fingerprint import dequantize, to_bytes, to_model
 from .models.unet import UNet
 from .oracle import empirical_score_fn
 from .sampling import make_grid, make_sampler
-from .score import dsm_loss, make_score_fn
+from .score import DsmLosses, dsm_losses, make_score_fn
 from .sde import TimeGrid
 from .training import TrainState, init_state
 from .types import DetectFn, Key, ScoreFn
@@ -37,6 +38,7 @@ NEEDS = {
     "likelihood": ("score",),
     "report": RESULTS,
 }
+NUM_GRID = 16  # samples in a grid
 # Files beside STAGE.json without which a stage is not done.
 FILES = {"count": ("samples/count.npz",)}
 
@@ -77,8 +79,9 @@ class Run:
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Checkpoints of one network; those trained on other data have another name."""
-        made_from = self.made_from("score" if name == "score" else "classifiers")
-        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{made_from}")
+        score, stage = self.config.score, "score" if name == "score" else "classifiers"
+        keep = {"keep_last": score.keep_last, "keep_every": score.keep_every} if name == "score" else {}
+        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{self.made_from(stage)}", **keep)
 
     def result(self, stage: str) -> dict[str, Any]:
         """Result of an earlier stage; RequestError if it is not there."""
@@ -177,24 +180,39 @@ class Run:
         """The score network's score."""
         return make_score_fn(self.config.process, self.model, params)
 
-    def loss(self, params: Any, images: jax.Array, key: Key) -> jax.Array:
-        """Training loss of a batch of bytes."""
-        key_noise, key_loss = jax.random.split(key)
-        x = dequantize(key_noise, images) if self.config.data.dequantize else to_model(images)
-        return dsm_loss(self.config.process, self.model, params, x, key=key_loss)
+    def loss(self, params: Any, images: jax.Array, keys: Key) -> DsmLosses:
+        """Training losses of a batch of bytes, with one key for each image."""
+        keys_noise, keys_loss = jax.vmap(jax.random.split, out_axes=1)(keys)
+        x = jax.vmap(dequantize)(keys_noise, images) if self.config.data.dequantize else to_model(images)
+        weighting = self.config.score.weighting
+        return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, weighting=weighting)
 
-    def _engine(self, make_score: Callable[[Any], ScoreFn]) -> Engine:
+    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0) -> Engine:
+        settings = self.config.engine
         return make_engine(
             lambda params: make_sampler(self.config.sampler, self.config.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
-            self.config.engine,
+            dataclasses.replace(settings, slots=slots or settings.slots),
         )
 
     @functools.cached_property
     def engine(self) -> Engine:
         """Chains of the trained model; count and search share its one compile."""
         return self._engine(self.make_score)
+
+    @functools.cached_property
+    def _grid_engine(self) -> Engine:
+        """A few chains, for samples in the course of training."""
+        return self._engine(self.make_score, slots=-(-NUM_GRID // jax.local_device_count()))
+
+    def draw_grid(self, params: Any, *, key: Key) -> np.ndarray:
+        """`NUM_GRID` plain samples as bytes; StageError if the model returns non-finite values."""
+        work = make_work(NO_TARGET, self.grid.num_levels, np.arange(NUM_GRID))
+        samples = np.zeros((NUM_GRID, *self.image_shape), np.uint8)
+        for block in run_chains(self._grid_engine, params, self.targets[:1], work, key=key):
+            samples[block.chain] = to_bytes(np.asarray(block.images)[block.rows])
+        return samples
 
     @functools.cached_property
     def oracle_engine(self) -> Engine:

@@ -78,18 +78,21 @@ def dsm_losses(
 
     Args:
       images: (n, h, w, c) in model range, dequantised by the caller.
+      key: one, or an array of one for each image, so that no image's time and noise depend on its batch; dropout's
+        masks do.
       t_min: lower end of the times, in (0, 1).
       weighting: "simple", lambda = std^2 with t uniform; or "likelihood", lambda = g^2 divided by the mean over t of
         g^2 / std^2, so that losses and learning rates keep their size, with t drawn by importance.
     """
     one_of("weighting", weighting, WEIGHTINGS)
-    key_t, key_noise, key_dropout = jax.random.split(key, 3)
-    t = draw_times(sde, len(images), key=key_t, t_min=t_min, weighting=weighting)
-    noise = jax.random.normal(key_noise, images.shape)
+    keys = key if key.ndim else jax.random.split(key, len(images))
+    keys_t, keys_noise, keys_dropout = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    t = jax.vmap(lambda key: draw_times(sde, 1, key=key, t_min=t_min, weighting=weighting)[0])(keys_t)
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys_noise)
     (scale, std), factor = sde.marginal(t), sde.network_scale(t)
     scale, std, factor = (m[:, None, None, None] for m in (scale, std, factor))
     x = factor * (scale * images + std * noise)
-    net = model.apply({"params": params}, x, sde.network_time(t), train=True, rngs={"dropout": key_dropout})
+    net = model.apply({"params": params}, x, sde.network_time(t), train=True, rngs={"dropout": keys_dropout[0]})
     return DsmLosses(t, jnp.mean((net - noise) ** 2, axis=(1, 2, 3)))  # pyright: ignore[reportOperatorIssue]
 
 

@@ -2,6 +2,8 @@ import os
 
 # Two CPU devices, so that sharding is exercised by every test; set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+# The user's cache of compiled programs is not the tests' to fill.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import subprocess
 import sys
@@ -36,6 +38,7 @@ def environment(tmp_path_factory):
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return env | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
     }

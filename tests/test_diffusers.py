@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fpjax.checks import RequestError
+from fpjax.compilation import jit_once
 from fpjax.diffusers import read_architecture, read_model, read_scheduler, write_model
 from fpjax.models.layers import timestep_embedding
 from fpjax.models.unet import UNet
-from fpjax.training import jit_once
 
 pytestmark = pytest.mark.extra
 torch = pytest.importorskip("torch")

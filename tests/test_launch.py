@@ -20,6 +20,8 @@ def test_all_stages_run_and_end_with_the_verdict(smoke):
         *RESULTS, "config.json", "report.json", "report.html", "metrics.jsonl", "figures", "samples", "checkpoints",
     }  # fmt: skip
     assert not list((workdir / "partial").glob("*.npz"))
+    assert [path.name for path in workdir.glob("samples/score_*")] == ["score_40.npz"]
+    assert (workdir / "figures" / "on_the_way.png").is_file()
     assert not list(workdir.rglob(".*.tmp"))
     html = (workdir / "report.html").read_text()
     assert "http://" not in html
@@ -70,7 +72,7 @@ def test_report_without_member_images(smoke, environment, tmp_path):
     assert 'alt="Targets' not in html
     # What is left are curves: no figure of the run holds an image of a member, nor a sample that could be one.
     figures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
-    assert not figures & {"targets.png", "samples.png", "hits.png"}
+    assert not figures & {"targets.png", "samples.png", "hits.png", "on_the_way.png"}
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):

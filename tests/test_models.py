@@ -11,13 +11,13 @@ import pytest
 from safetensors import numpy as safetensors
 
 from fpjax.checks import RequestError
+from fpjax.compilation import jit_once
 from fpjax.diffusers import read_model, read_scheduler, write_model
 from fpjax.models.layers import GroupNorm, timestep_embedding
 from fpjax.models.resnet import STAGES, ResNet, ResNetSettings
 from fpjax.models.unet import UNet, UNetSettings
 from fpjax.score import make_score_fn
 from fpjax.sde import SubVP
-from fpjax.training import jit_once
 
 TINY = UNetSettings(channels=(8, 16), attention=(False, True), layers_per_block=1, norm_num_groups=4, dropout=0.0)
 

@@ -225,8 +225,6 @@ UNDECIDED = dataclasses.replace(
     evaluations={"count": {"useful": 0, "executed": 0}},
     provenance={"note": "a <script>alert(1)</script>"},
 )
-LOSS = report.LossCurve([10, 20, 30], [1.0, 0.3, 0.2])
-NO_LOSS = report.LossCurve([], [])
 
 
 def pictures(num_targets, num_hits, channels=1):
@@ -240,14 +238,25 @@ def pictures(num_targets, num_hits, channels=1):
     )
 
 
-CASES = {"leak": (LEAK, pictures(10, 9), LOSS), "undecided": (UNDECIDED, pictures(2, 0, 3), NO_LOSS)}
+TRAINED = report.Training(
+    step=[10, 20, 30],
+    loss=[1.0, 0.3, 0.2],
+    grad_norm=[2.0, None, 0.5],
+    loss_by_t=[0.9, None, *[0.25] * 8],
+    images_per_s=1234.5,
+    tflop_per_s=0.0123,
+    samples=np.random.default_rng(5).integers(0, 256, (3, 16, 16, 1), np.uint8),
+    samples_step=20,
+)
+UNTRAINED = report.Training()
+CASES = {"leak": (LEAK, pictures(10, 9), TRAINED), "undecided": (UNDECIDED, pictures(2, 0, 3), UNTRAINED)}
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
     """A result with its figures."""
-    result, images, loss = CASES[request.param]
-    return result, report.draw_figures(result, images, loss, show_members=True)
+    result, images, training = CASES[request.param]
+    return result, report.draw_figures(result, images, training, show_members=True), training
 
 
 class Page(html.parser.HTMLParser):
@@ -339,7 +348,7 @@ def test_digits_follow_the_interval(interval, shown):
 
 
 def test_figures_are_pngs_and_equal_twice(case):
-    result, figures = case
+    result, figures, _ = case
     again = report.draw_figures(*next(c for c in CASES.values() if c[0] is result), show_members=True)
     assert again == figures
     for name, content in figures.items():
@@ -354,7 +363,7 @@ def test_figures_show_what_there_is():
         return set(report.draw_figures(*CASES[name], show_members=show_members))
 
     charts = {"search", "ranking", "likelihood", "training"}
-    assert drawn("leak", show_members=True) == charts | {"targets", "hits", "samples", "train"}
+    assert drawn("leak", show_members=True) == charts | {"targets", "hits", "samples", "train", "on_the_way"}
     assert drawn("leak", show_members=False) == charts
     assert drawn("undecided", show_members=True) == {"search", "targets", "samples", "train"}
 
@@ -366,14 +375,14 @@ def test_figures_follow_the_result():
         tests=[dataclasses.replace(LEAK_TESTS, bits_per_dim=3.6)],
     )
     before, after = (
-        report.draw_figures(result, pictures(10, 9), LOSS, show_members=False) for result in (LEAK, shifted)
+        report.draw_figures(result, pictures(10, 9), TRAINED, show_members=False) for result in (LEAK, shifted)
     )
     assert [name for name in before if before[name] != after[name]] == ["search", "ranking", "likelihood"]
 
 
 def test_a_hit_lies_beneath_its_target():
     images = pictures(3, 2)._replace(hit_target=np.array([2, 0]))
-    content = report.draw_figures(LEAK, images, LOSS, show_members=True)["hits"]
+    content = report.draw_figures(LEAK, images, TRAINED, show_members=True)["hits"]
     pixels = np.round(255 * matplotlib.image.imread(io.BytesIO(content))[..., 0])
     tile, scale = 72, 4
     for i, row in enumerate([2, 0]):
@@ -403,8 +412,8 @@ def test_html_embeds_every_figure_with_an_alt_text(case):
 
 
 def test_html_leaves_pictures_out(case):
-    result, figures = case
-    secret = {name for name in figures if name in ("targets", "hits", "samples", "train")}
+    figures = case[1]
+    secret = {name for name in figures if name in ("targets", "hits", "samples", "train", "on_the_way")}
     shown, hidden = (page_of(case, show_members=show) for show in (True, False))
     assert secret
     for name in secret:
@@ -416,8 +425,24 @@ def test_html_leaves_pictures_out(case):
     assert "Pictures were left out" not in shown
 
 
+def test_html_shows_the_training():
+    result, images, training = CASES["leak"]
+    figures = report.draw_figures(result, images, training, show_members=True)
+    text = report.to_html(result, figures, training, show_members=True)
+    assert "in the median 1,234 images/s, 0.0123 TFLOP/s on the machine" in text
+    assert '<th scope="row">0.0 to 0.1</th><td>0.9</td>' in text
+    assert f'<th scope="row">0.1 to 0.2</th><td>{report.MISSING}</td>' in text
+    assert "after 20 training steps" in text
+    # Another machine's rates change words alone; what the loss was changes the curve.
+    slower = report.draw_figures(result, images, training._replace(images_per_s=1.0), show_members=True)
+    assert slower == figures
+    higher = report.draw_figures(result, images, training._replace(grad_norm=[2.0, 1.0, 0.5]), show_members=True)
+    assert [name for name in figures if higher[name] != figures[name]] == ["training"]
+    assert "No loss was logged" in report.to_html(result, {}, UNTRAINED, show_members=True)
+
+
 def test_html_escapes_values():
-    text = report.to_html(UNDECIDED, {}, show_members=False)
+    text = report.to_html(UNDECIDED, {}, UNTRAINED, show_members=False)
     assert "&lt;b&gt;scans &amp; co&lt;/b&gt;" in text
     assert "few samples &lt;of&gt; it" in text
     assert "euler &lt;i&gt;" in text
@@ -448,7 +473,7 @@ def test_html_says_the_same_as_the_text(case):
 def test_html_answers_in_words(verdict, kinds, answer):
     answers = ("Yes. ", "was not shown: ", "No reproduction was found", "The audit cannot say")
     result = dataclasses.replace(LEAK, verdict=audit.Verdict(verdict, kinds, ["because"], []))
-    text = report.to_html(result, {}, show_members=False)
+    text = report.to_html(result, {}, UNTRAINED, show_members=False)
     assert answer in text
     assert [a in text for a in answers].count(True) == 1
     assert "no proof of anonymity" in text

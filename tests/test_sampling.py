@@ -8,9 +8,9 @@ from jax import export
 
 from fpjax.chains import EngineSettings, Work, evaluations_per_step, make_engine, slot_shapes
 from fpjax.checks import RequestError
+from fpjax.compilation import jit_once
 from fpjax.sampling import PREDICTORS, SAMPLERS, SamplerSettings, langevin, make_grid, make_sampler
 from fpjax.sde import VE, SubVP, time_grid
-from fpjax.training import jit_once
 
 from .gaussian import ALL_PROCESSES, affine_end, chain_end, dpm_end, flow_end, gaussian_score_fn, heun_end
 
