@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from .artifacts import Checkpoints, MetricsLog
-from .checks import StageError, in_range, whole
+from .checks import StageError, check, in_range, whole
 from .progress import Progress, stopping
 from .types import Images, Key, Scalar
 
@@ -31,6 +31,7 @@ class TrainingSettings:
     """How the score network is trained.
 
     Attributes:
+      path: directory of a diffusers model that is audited instead; empty: one is trained.
       num_steps: optimiser steps.
       batch_size: images a step.
       learning_rate: Adam's, reached after `warmup_steps` steps of linear warm-up.
@@ -40,6 +41,7 @@ class TrainingSettings:
       checkpoint_every: steps between two checkpoints.
     """
 
+    path: str = ""
     num_steps: int = 30_000
     batch_size: int = 128
     learning_rate: float = 2e-4
@@ -50,6 +52,13 @@ class TrainingSettings:
     checkpoint_every: int = 5_000
 
     def __post_init__(self) -> None:
+        check(
+            self.path.isprintable() and len(self.path) <= 1000,
+            "score.path",
+            got=ascii(self.path)[:100],
+            expected="at most 1000 printable characters",
+            fix="correct it",
+        )
         whole("score", self, names=("num_steps", "log_every", "checkpoint_every"), most=10**8)
         whole("score", self, names=("batch_size",), most=2**16)
         whole("score", self, names=("warmup_steps",), least=0, most=10**8)
