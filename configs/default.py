@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
             "classifiers": {
                 "detector": "classifiers",  # classifiers | nearest; the paper's
                 "neighbours": 50,  # Carlini et al. 2023, for CIFAR-10
-                "ratio": 1 / 3,  # of a distance to those of the neighbours, below which an image is a copy
+                "ratio": 1 / 3,  # of its distance to theirs, below which an image is a copy; as Gu et al. 2023
                 "learning_rate": 1e-3,
                 "batch_size": 128,
                 "steps_per_epoch": 100,
