@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
                 "num_controls": 19,  # H, targets that are not; 19 give the rank test its smallest p of 0.05
                 "repeat_grey": False,  # the paper repeats grey to 3 channels; native is cheaper and has a density
                 "dequantize": True,  # uniform noise on the bytes in training and likelihood
+                "stamp": True,  # False: no discs; members are train images as they are, controls held-out ones
                 "seed": 0,  # of drawn splits, targets, discs, membership and subset
             },
             "sde": {
@@ -62,6 +63,7 @@ def get_config() -> ConfigDict:
                 "remat": False,  # True: less memory in training for about a third more time
             },
             "score": {
+                "path": "",  # a diffusers model or pipeline that is audited instead of a trained one
                 "num_steps": 30_000,  # the paper's training length
                 "batch_size": 128,  # over all devices
                 "accumulate": 1,  # parts of the batch, one after the other; more where memory is short
@@ -99,6 +101,9 @@ def get_config() -> ConfigDict:
                 "stem": "small",  # 3x3: the ImageNet stem would leave 28x28 images at 7x7 before the first block
             },
             "classifiers": {
+                "detector": "classifiers",  # classifiers | nearest; the paper's
+                "neighbours": 50,  # Carlini et al. 2023, for CIFAR-10
+                "ratio": 1 / 3,  # of its distance to theirs, below which an image is a copy; as Gu et al. 2023
                 "learning_rate": 1e-3,
                 "batch_size": 128,
                 "steps_per_epoch": 100,

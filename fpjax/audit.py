@@ -14,6 +14,10 @@ from .checks import in_range
 from .sde import Process, TimeGrid, log_snr
 
 REPRODUCED, MEMORISED = "reproduced", "memorised"
+ASSUMPTION = (
+    "no mark was planted: that the held-out targets differ from the training images in nothing but the training "
+    "(exchangeable) is assumed, not made so"
+)
 LEAK, NONE_FOUND, INCONCLUSIVE = "leak", "none found", "inconclusive"
 
 
@@ -118,6 +122,7 @@ class Detector:
     sensitivity_lower: float  # one-sided; the smallest of both kinds and all members
     false_rate_upper: float  # one-sided, generated images
     threshold: float
+    rule: str = ""  # how the nearest training images decide; empty: classifiers do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +167,7 @@ class AuditResult:
     evaluations: dict[str, dict[str, int]]
     settings: AuditSettings
     provenance: dict[str, Any]
+    stamped: bool = True  # False: targets carry no mark
 
 
 def _rate(hits: int, trials: int, confidence: float) -> Rate:
@@ -208,6 +214,16 @@ def _detector(classifiers: dict[str, Any], count: dict[str, Any], settings: Audi
         sensitivity_lower=min(_one_sided(r, "lower", 1 - (1 - c) / members) for r in lows + seens),
         false_rate_upper=_one_sided(generated if generated.trials else real_joint, "upper", c),
         threshold=classifiers["threshold"],
+        rule="" if classifiers.get("detector") != "nearest" else _rule(classifiers),
+    )
+
+
+def _rule(classifiers: dict[str, Any]) -> str:
+    """When the nearest training images tell that an image is the target; see `nearest.nearest_scores`."""
+    ratio = 2 * (1 - classifiers["threshold"]) * classifiers["ratio"]
+    return (
+        f"nearest training images: distance to the target below {ratio:.3g} of the mean to the "
+        f"{classifiers['neighbours']} nearest others"
     )
 
 
@@ -316,7 +332,8 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
             f"the detectors' sensitivity is shown to be at least {detector.sensitivity_lower:.2f} only; "
             f"{settings.min_sensitivity:g} is needed"
         )
-        settle.append("train the detectors longer, or run more count.sensitivity_chains and count.oracle_chains")
+        longer = "" if detector.rule else "train the detectors longer, or "
+        settle.append(f"{longer}run more count.sensitivity_chains and count.oracle_chains")
     if weak:
         rate = max(test.detectable_rate for test in tests)
         reasons.append(
@@ -324,9 +341,9 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
             f"but a memoriser's is 1/N = {1 / num_train:.2g}"
         )
         false = detector.joint_false_generated
+        better = "lower classifiers.ratio" if detector.rule else "train the model or the detectors longer"
         settle.append(
-            f"train the model or the detectors longer: {false.hits} of {false.trials} plain samples are taken for "
-            "targets that the model never saw"
+            f"{better}: {false.hits} of {false.trials} plain samples are taken for targets that the model never saw"
             if false.trials and false.lower > 1 / num_train
             else f"raise count.num_samples from {tests[0].rate.trials}"
         )
@@ -423,9 +440,13 @@ def make_audit(
                 bits_per_dim=bits,
             )
         )
+    stamped = results["data"].get("fingerprint_byte", 0) is not None
+    verdict = decide(tests, detector, settings, num_train=num_train)
+    if not stamped:
+        verdict = dataclasses.replace(verdict, reasons=[*verdict.reasons, ASSUMPTION])
     return AuditResult(
         name=name,
-        verdict=decide(tests, detector, settings, num_train=num_train),
+        verdict=verdict,
         targets=targets,
         tests=tests,
         detector=detector,
@@ -444,4 +465,5 @@ def make_audit(
         },
         settings=settings,
         provenance=provenance,
+        stamped=stamped,
     )

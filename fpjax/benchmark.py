@@ -76,7 +76,7 @@ ODE_EVALUATIONS = 200  # assumed of an image's density; the solver's own choice 
 
 
 def measure(run: Run) -> dict[str, Timing]:
-    """Times the networks of a config on one device, with weights as they are initialised.
+    """Times what a config runs on one device, with weights as they are initialised.
 
     On a CPU a few images tell the rate, on an accelerator only a full batch does.
     """
@@ -90,17 +90,14 @@ def measure(run: Run) -> dict[str, Timing]:
     params = jit_once(run.init_params)(key)
     slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
     x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
-    training = dataclasses.replace(config.score, batch_size=images, accumulate=1 if cpu else config.score.accumulate)
-    state = init_state(params, training)
     detectors, rows = run.classifier_models, batch(config.classifiers.batch_size)
     faces = jnp.zeros((rows, *shape))
-    variables = [jit_once(model.init)(key, faces[:1]) for model in detectors]
     ode = batch(config.likelihood.batch_size)
     exact = config.ode.num_probes == 0
     probes = None if exact else jax.random.rademacher(key, (config.ode.num_probes, *shape), jnp.float32)
 
     def density(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drift = functools.partial(flow_drift, config.process, run.make_score(params), t=t[0])
+        drift = functools.partial(flow_drift, run.process, run.make_score(params), t=t[0])
         return jax.vmap(lambda image: divergence(drift, image, probes=probes))(x)
 
     def classify(variables: list[Any], x: jax.Array) -> Any:
@@ -111,14 +108,23 @@ def measure(run: Run) -> dict[str, Timing]:
 
         return jax.grad(loss)([v["params"] for v in variables])
 
-    return {
+    timings = {
         "evaluation": time_call(lambda p, x, t: jax.vmap(run.make_score(p))(x, t), params, x, t, batch=slots),
-        "training": time_call(
-            make_train_step(run.loss, training), state, jnp.asarray(run.planted.train), key, batch=images
-        ),
+        "density": time_call(density, params, jnp.zeros((ode, *shape)), batch=ode),
+    }
+    if not run.imported:
+        parts = 1 if cpu else config.score.accumulate
+        training = dataclasses.replace(config.score, batch_size=images, accumulate=parts)
+        state, data = init_state(params, training), jnp.asarray(run.planted.train)
+        timings["training"] = time_call(make_train_step(run.loss, training), state, data, key, batch=images)
+    if config.classifiers.detector == "nearest":
+        detect: Any = run.detect
+        look = functools.partial(detect.func, **detect.keywords)
+        return timings | {"detection": time_call(look, *detect.args, faces, batch=rows)}
+    variables = [jit_once(model.init)(key, faces[:1]) for model in detectors]
+    return timings | {
         "classifier training": time_call(classify, variables, faces, batch=rows),
         "detection": time_call(lambda v, x: make_detect_fn(detectors, *v)(x), variables, faces, batch=rows),
-        "density": time_call(density, params, jnp.zeros((ode, *shape)), batch=ode),
     }
 
 
@@ -138,12 +144,14 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
     epochs, settings = config.classifiers.max_epochs, config.classifiers
     images = num_densities(run)
     score = config.score.num_steps * config.score.batch_size
-    return {
-        "score": (seconds(score, "training", over=devices), f"{timings['training'].per_second:,.1f} images/s a device"),
-        "classifiers": (
-            seconds(epochs * settings.steps_per_epoch * settings.batch_size, "classifier training"),
-            f"at most {epochs} epochs",
-        ),
+    times = {}
+    if "training" in timings:
+        rate = f"{timings['training'].per_second:,.1f} images/s a device"
+        times["score"] = seconds(score, "training", over=devices), rate
+    if "classifier training" in timings:
+        examples = epochs * settings.steps_per_epoch * settings.batch_size
+        times["classifiers"] = seconds(examples, "classifier training"), f"at most {epochs} epochs"
+    return times | {
         "count": (chains(count_work(config.count, run.grid, members)), _rate_text(timings["evaluation"])),
         "search": (
             chains(search_work(config.search, run.grid, targets, members)),
@@ -165,7 +173,8 @@ def num_densities(run: Run) -> int:
     config, planted = run.config, run.planted
     members = config.data.num_members
     held_out = min(config.likelihood.num_held_out, len(planted.test))
-    return min(config.likelihood.num_train, len(planted.train) - members) + held_out + len(planted.targets) + members
+    originals = members if config.data.stamp else 0
+    return min(config.likelihood.num_train, len(planted.train) - members) + held_out + len(planted.targets) + originals
 
 
 def duration(seconds: float) -> str:

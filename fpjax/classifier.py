@@ -19,19 +19,24 @@ from jaxtyping import Array
 
 from .artifacts import Checkpoints, MetricsLog
 from .augment import add_noise, mask_randomly, stamp_randomly
-from .checks import StageError, check, in_range, whole
+from .checks import StageError, check, in_range, one_of, whole
 from .compilation import jit_once
 from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
 from .models.resnet import ResNet, ResNetSettings
 from .progress import Progress, stopping
 from .types import DetectFn, Images, Key
 
+DETECTORS = ("classifiers", "nearest")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSettings:
-    """How both detectors are trained, and when a score counts.
+    """How detection works: by classifiers, how they are trained; and when a score counts.
 
     Attributes:
+      detector: classifiers, or nearest: by distances to training images, which trains nothing.
+      neighbours: k of nearest, training images whose mean distance is the unit; fewer where there are fewer.
+      ratio: of nearest, the distance in this unit below which an image is the target, at a threshold of 0.5.
       learning_rate: Adam's.
       batch_size: images a step.
       steps_per_epoch: optimiser steps between two looks at the validation loss.
@@ -45,6 +50,9 @@ class ClassifierSettings:
       threshold: score above which a classifier says yes, in (0, 1).
     """
 
+    detector: str = "classifiers"
+    neighbours: int = 50
+    ratio: float = 1 / 3
     learning_rate: float = 1e-3
     batch_size: int = 128
     steps_per_epoch: int = 100
@@ -60,6 +68,9 @@ class ClassifierSettings:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        one_of("classifiers.detector", self.detector, DETECTORS)
+        whole("classifiers", self, names=("neighbours",), most=10**4)
+        in_range("classifiers.ratio", self.ratio, 0.01, 1.0, fix="use 1/3")
         in_range("classifiers.learning_rate", self.learning_rate, 1e-12, 1.0)
         whole("classifiers", self, names=("batch_size", "num_val"), most=2**16)
         whole("classifiers", self, names=("steps_per_epoch", "max_epochs", "patience"), most=10**6)

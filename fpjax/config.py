@@ -67,7 +67,7 @@ class Config:
 
 FREE_SECTIONS = ("engine", "report", "audit")
 # Where files lie on this machine: not part of what a run is, and not written down with it.
-FREE_FIELDS = ("data.directory", "data.path", "data.download")
+FREE_FIELDS = ("data.directory", "data.path", "data.download", "score.path")
 
 
 def _fits(value: Any, default: Any, hint: Any) -> bool:
@@ -158,7 +158,35 @@ def make_config(config: ConfigDict) -> Config:
     sections = {
         key: _fill(key, kind, values.get(key, {})) for key, kind in fields.items() if key not in ("name", "seed")
     }
-    return Config(name=name, seed=seed, **sections)
+    made = Config(name=name, seed=seed, **sections)
+    _check_together(made)
+    return made
+
+
+def _check_together(config: Config) -> None:
+    """Refuses sections that contradict each other."""
+    check(
+        config.data.stamp or config.classifiers.detector == "nearest",
+        "data.stamp",
+        got="False, with classifiers that look for a disc",
+        expected="True, or detection without them",
+        fix="set classifiers.detector to nearest",
+    )
+    if config.score.path:
+        check(
+            not config.data.stamp,
+            "data.stamp",
+            got="True, with an imported model that was trained without the disc",
+            expected="False with score.path",
+            fix="set data.stamp to False; discs that were planted before training are part of your images",
+        )
+        check(
+            config.data.num_train == 0,
+            "data.num_train",
+            got=config.data.num_train,
+            expected="0 with score.path: the train split is what the imported model was trained on",
+            fix="set it to 0, and give those images as data",
+        )
 
 
 def describe_config(config: Config, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -373,6 +373,16 @@ def _weight_files(directory: Path) -> list[Path]:
     )
 
 
+def model_files(directory: Path) -> list[Path]:
+    """The files that a model is read from: its config, its weights, and the schedule if there is one.
+
+    Raises:
+      RequestError: there are no weights that may be opened.
+    """
+    config, schedule = _file(directory, "unet", "config.json"), _file(directory, "scheduler", "scheduler_config.json")
+    return [config, *_weight_files(config.parent), *([schedule] if schedule.is_file() else [])]
+
+
 def read_params(directory: Path, architecture: Architecture) -> Any:
     """Reads the weights of an architecture, as float32 parameters of `UNet(architecture.settings)`.
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from . import audit, classifier, report
+from . import audit, classifier, nearest, report
 from .artifacts import (
     lock,
     read_arrays,
@@ -40,9 +40,11 @@ from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
 from .classifier import DetectorData
 from .compilation import jit_once, use_compilation_cache
-from .config import FREE_FIELDS, FREE_SECTIONS, Config, describe_config, make_config
+from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .count import audit_oracle, count, count_work
+from .diffusers import read_params
 from .fingerprint import to_bytes, to_model
+from .imported import Imported, describe_imported
 from .likelihood import bits_per_dim, log_likelihoods
 from .preflight import show_check
 from .progress import Stopped, stop_on_signals, stopping
@@ -55,7 +57,33 @@ def _data(run: Run) -> None:
     run.finish("data", run.data[1])
 
 
+def _import(run: Run, imported: Imported) -> None:
+    """Takes a model's weights into the run's own checkpoints, so that later stages need its directory no more."""
+    params = read_params(Path(run.config.score.path), imported.architecture)
+    ignored = imported.scheduler.ignored if imported.scheduler else ()
+    for line in ignored:
+        print(f"score: not followed: {line}", file=sys.stderr)
+    if not imported.scheduler:
+        name = run.config.sde.name
+        print(f"score: no scheduler: taken to predict epsilon of {name} and to be told 999 t", file=sys.stderr)
+    checkpoints = run.checkpoints("score")
+    checkpoints.save(0, params)
+    checkpoints.close()
+    run.finish(
+        "score",
+        {
+            "num_steps": 0,
+            "num_params": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "num_train": len(run.planted.train),
+            "weights_sha256": tree_digest(params),
+            "imported": describe_imported(imported),
+        },
+    )
+
+
 def _score(run: Run) -> None:
+    if run.imported:
+        return _import(run, run.imported)
     key_init, key_train, key_samples = jax.random.split(run.key("score"), 3)
     params = jit_once(run.init_params)(key_init)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -91,8 +119,27 @@ def _score(run: Run) -> None:
     )
 
 
+def _nearest(run: Run) -> None:
+    """Measures the detector that needs no training."""
+    config, planted = run.config, run.planted
+    key, settings = run.key("classifiers"), config.classifiers
+    errors = nearest.measure_errors(run.detect, planted.test, planted.targets, key=key, settings=settings)
+    run.finish(
+        "classifiers",
+        {
+            "errors": errors._asdict(),
+            "threshold": settings.threshold,
+            "detector": "nearest",
+            "neighbours": min(settings.neighbours, len(planted.train) - config.data.num_members),
+            "ratio": settings.ratio,
+        },
+    )
+
+
 def _classifiers(run: Run) -> None:
     config, planted = run.config, run.planted
+    if config.classifiers.detector == "nearest":
+        return _nearest(run)
     radius = planted.record[0].radius
     others = np.concatenate([planted.train[config.data.num_members :], planted.reserve])
 
@@ -209,7 +256,7 @@ def _likelihood(run: Run) -> None:
     members = config.data.num_members
     groups = {
         "member": planted.targets[:members],
-        "clean original": planted.originals[:members],
+        **({"clean original": planted.originals[:members]} if config.data.stamp else {}),
         "held-out target": planted.targets[members:],
         "training": planted.train[members:][: config.likelihood.num_train],
         "held-out": planted.test[: config.likelihood.num_held_out],
@@ -218,7 +265,7 @@ def _likelihood(run: Run) -> None:
     found = log_likelihoods(
         run.make_score,
         run.score_params,
-        config.process,
+        run.process,
         images,
         config.ode,
         key=run.key("likelihood"),
@@ -266,7 +313,7 @@ def _report(run: Run) -> None:
     result = audit.make_audit(
         results,
         run.grid,
-        config.process,
+        run.process,
         config.audit,
         name=config.name,
         sampler=config.sampler.label,
@@ -275,7 +322,11 @@ def _report(run: Run) -> None:
         | {
             "data": results["data"]["identity"]["name"],
             "parameters": results["score"]["num_params"],
-            "training_steps": results["score"]["num_steps"],
+            **(
+                {"imported": run.imported.sha256 | {"predicts": run.imported.prediction}}
+                if run.imported
+                else {"training_steps": results["score"]["num_steps"]}
+            ),
         },
     )
     kept = read_arrays(run.workdir / "samples" / "count.npz")
@@ -350,9 +401,11 @@ def _refuse_strangers(workdir: Path) -> None:
         read_json(workdir / "config.json")
 
 
-def _claim(config: Config, workdir: Path) -> None:
+def _claim(run: Run) -> None:
     """Writes config.json, or checks that the directory belongs to this config."""
-    resolved, path = describe_config(config, skip=FREE_FIELDS), workdir / "config.json"
+    workdir, path = run.workdir, run.workdir / "config.json"
+    # An imported model is what its files hold, not where they lie.
+    resolved = describe_config(run.config, skip=FREE_FIELDS) | {"imported": run.imported and run.imported.sha256}
     if not path.is_file():
         write_json(path, {"config": resolved, "provenance": _provenance()})
         return
@@ -390,8 +443,10 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     work = {
         "data": f"{len(planted.train)} training images of {'x'.join(map(str, run.image_shape))}, {members} member and "
         f"{config.data.num_controls} held-out targets",
-        "score": f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
-        "classifiers": f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
+        "score": "imported" if run.imported else f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
+        "classifiers": "none are trained"
+        if config.classifiers.detector == "nearest"
+        else f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
         "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
         "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
         "likelihood": f"{num_densities(run)} images, adaptive",
@@ -473,7 +528,7 @@ def run(
     for before in {before for stage in wanted for before in NEEDS[stage]} - set(wanted):
         this.result(before)
     with lock(this.workdir), stop_on_signals():
-        _claim(settings, this.workdir)
+        _claim(this)
         if stages == ["benchmark"]:
             show_benchmark(this)
             return False

@@ -27,10 +27,31 @@ class Finding(NamedTuple):
     text: str
 
 
+def _training(config: Config, planted: Planted) -> str:
+    """How long the score network is trained."""
+    steps, batch, count = config.score.num_steps, config.score.batch_size, len(planted.train)
+    return f"{steps:,} steps x {batch} images, {steps * batch / count:,.0f} passes over N = {count:,}"
+
+
 def _data_findings(config: Config, planted: Planted, identity: dict[str, Any]) -> list[Finding]:
     """Where the images come from, and what the discs do to them."""
     sizes, copies, shared = identity["num_images"], identity["surplus_copies"], identity["shared_images"]
     height, width = planted.train.shape[1:3]
+    source = Finding(
+        "note" if sum(shared.values()) else "ok",
+        "data",
+        f"{identity['source']} {identity['name']}: "
+        + ", ".join(f"{n:,} {split}" for split, n in sizes.items())
+        + f" of {'x'.join(map(str, identity['image_shape']))}; {sum(copies.values())} surplus copies, "
+        f"{sum(shared.values())} images in two splits",
+    )
+    if not config.data.stamp:
+        what = (
+            f"none here; N = {len(planted.train):,} were trained on"
+            if config.score.path
+            else _training(config, planted)
+        )
+        return [source, Finding("ok", "training", what)]
     target = planted.record[0]
     masks = np.stack([disc_mask((height, width), (t.row, t.col), t.radius) for t in planted.record])
     contrast = np.asarray(
@@ -41,14 +62,7 @@ def _data_findings(config: Config, planted: Planted, identity: dict[str, Any]) -
     )
     share = float(masks[0].mean())
     return [
-        Finding(
-            "note" if sum(shared.values()) else "ok",
-            "data",
-            f"{identity['source']} {identity['name']}: "
-            + ", ".join(f"{n:,} {split}" for split, n in sizes.items())
-            + f" of {'x'.join(map(str, identity['image_shape']))}; {sum(copies.values())} surplus copies, "
-            f"{sum(shared.values())} images in two splits",
-        ),
+        source,
         Finding(
             "ok" if share <= 0.2 else "note",
             "disc",
@@ -61,13 +75,7 @@ def _data_findings(config: Config, planted: Planted, identity: dict[str, Any]) -
             f"{len(contrast)} targets, at least {contrast.min():.0f}"
             + ("" if contrast.min() >= 8 else "; it is hard to see on some, another data.seed draws other places"),
         ),
-        Finding(
-            "ok",
-            "training",
-            f"{config.score.num_steps:,} steps x {config.score.batch_size} images, "
-            f"{config.score.num_steps * config.score.batch_size / len(planted.train):,.0f} passes over "
-            f"N = {len(planted.train):,}",
-        ),
+        Finding("ok", "training", _training(config, planted)),
     ]
 
 
@@ -179,7 +187,7 @@ def show_check(run: Run) -> bool:
         "classifier training": config.classifiers.batch_size,
         "density": config.likelihood.batch_size,
     }
-    need, name = max((timings[name].bytes_for(rows), name) for name, rows in full.items())
+    need, name = max((timings[name].bytes_for(rows), name) for name, rows in full.items() if name in timings)
     findings.append(
         Finding(
             "ok" if need <= 0.9 * limit else "weak",

@@ -238,7 +238,11 @@ def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) 
     )
     return {
         "t' (largest t with a return)": f"{t_prime} ({_percent(confidence)} of repeats {low} to {high})",
-        "t' by the identity classifier alone": _time(member.t_prime_identity, width, last=last),
+        **(
+            {}
+            if result.detector.rule
+            else {"t' by the identity classifier alone": _time(member.t_prime_identity, width, last=last)}
+        ),
         "t'_alpha (returns above the floor)": f"{_time(member.t_prime_alpha, grid, last=last)} (floor {_small(result.floor)})",
         "t50 (half the chains return)": _t50(member.t50, member.t50_lower, member.t50_upper, curve.t[-1], confidence),
         "log-SNR at t50; at t'": f"{_fixed(member.log_snr_t50, 1)}; {_fixed(member.log_snr_t_prime, 1)}",
@@ -252,9 +256,11 @@ def _count_cells(result: AuditResult, member: TargetResult, test: MemberTests) -
     expected = (
         f"{test.expected:,.{1 if 1 <= test.expected < 100 else 0}f}" if test.expected >= 1 else _small(test.expected)
     )
-    return {
+    parts = {
         "samples with a fingerprint, c_p+": f"{result.num_fingerprint:,} of {n}",
         "samples with the identity, c_id+": f"{member.num_identity:,} of {n}",
+    }
+    return ({} if result.detector.rule else parts) | {
         "samples detected as the target, |q|": f"{rate.hits:,} of {n}",
         "rate of reproduction": f"{_small(rate.estimate)} ({confidence} interval {_small(rate.lower)} to {_small(rate.upper)})",
         "expected of a memoriser, E|q| = n/N": f"{expected} (rate 1/N = {_small(1 / result.num_train)})",
@@ -295,9 +301,20 @@ def _detector_rows(result: AuditResult) -> Rows:
         f"{detector.oracle_detected:,} of its {detector.oracle_samples:,} samples taken for a member, "
         f"{detector.oracle_reproduced:,} are"
     )
+    if detector.rule:
+        first = [
+            ("detector", detector.rule),
+            ("accuracy of the detector", _rate(detector.identity_accuracy, confidence)),
+        ]
+        last = []
+    else:
+        first = [
+            ("accuracy, fingerprint classifier", _rate(detector.fingerprint_accuracy, confidence)),
+            ("accuracy, identity classifier", _rate(detector.identity_accuracy, confidence)),
+        ]
+        last = [("threshold of both classifiers", f"{detector.threshold:g}")]
     return [
-        ("accuracy, fingerprint classifier", _rate(detector.fingerprint_accuracy, confidence)),
-        ("accuracy, identity classifier", _rate(detector.identity_accuracy, confidence)),
+        *first,
         ("joint false hits, real images", _rate(detector.joint_false_real, confidence)),
         ("joint false hits, generated images", _rate(detector.joint_false_generated, confidence)),
         ("false-hit rate used, at most", _small(detector.false_rate_upper)),
@@ -309,7 +326,7 @@ def _detector_rows(result: AuditResult) -> Rows:
         ),
         ("audited memoriser, members", oracle),
         ("audited memoriser, controls", _rate(detector.oracle_false, confidence)),
-        ("threshold of both classifiers", f"{detector.threshold:g}"),
+        *last,
     ]
 
 
@@ -574,7 +591,8 @@ def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes
     frames = [_colour(i) if i < num_members else None for i in range(len(images.targets))]
     figures = {}
     if len(images.targets):
-        figures["targets"] = _mosaic(images.targets, images.originals, colours=frames)
+        rows = [images.targets, images.originals] if result.stamped else [images.targets]
+        figures["targets"] = _mosaic(*rows, colours=frames)
     if len(images.hits):
         hits, rows = images.hits[:_MAX_TILES], images.hit_target[:_MAX_TILES]
         figures["hits"] = _mosaic(images.targets[rows], hits, colours=[frames[row] for row in rows])
@@ -678,6 +696,23 @@ _SYMBOLS = {
     "+-": "±",
 }
 
+
+def _glossary(result: AuditResult) -> dict[str, str]:
+    """The terms of this audit's report."""
+    if result.detector.rule:
+        terms = {name: text for name, text in _GLOSSARY.items() if name not in (_CP, _CID)}
+        terms[_Q] = "Plain samples that the detector accepts, that is, counted reproductions of the target."
+    else:
+        terms = dict(_GLOSSARY)
+    if not result.stamped:
+        del terms["fingerprint"]
+        terms["target"] = (
+            "An image that is looked for. A <em>member</em> is a training image; a <em>held-out control</em> is one of a "
+            "held-out split that was never trained on."
+        )
+    return terms
+
+
 _GLOSSARY = {
     "target": "A training image with a fingerprint. A <em>member</em> was trained on; a <em>held-out control</em> was "
     "marked in the same way and drawn from the same pool, but never trained on.",
@@ -751,12 +786,17 @@ def _answer(result: AuditResult) -> str:
     """What was asked and what was found, in plain language."""
     k, h, n, sampler = len(result.tests), len(_controls(result)), result.num_samples, _escape(result.sampler)
     image, was = ("image", "was") if k == 1 else ("images", "were")
+    marked = "marked " if result.stamped else ""
+    planted = (
+        f"{was} given a synthetic fingerprint and planted in the training data; {_plural(h, 'further image')} got one too "
+        f"but {'was' if h == 1 else 'were'} never trained on, for comparison."
+        if result.stamped
+        else f"{was} looked for as {'it is' if k == 1 else 'they are'}; {_plural(h, 'held-out image')} "
+        f"{'stands' if h == 1 else 'stand'} for comparison."
+    )
     asked = (
         f"<strong>Asked:</strong> can the model <em>{_escape(result.name)}</em> reproduce one identifiable image of "
-        f"its {result.num_train:,} training images? {'One image' if k == 1 else f'{k} images'}, drawn at random, {was} "
-        f"given a synthetic fingerprint and planted in the training data; "
-        f"{_plural(h, 'further image')} got one too but "
-        f"{'was' if h == 1 else 'were'} never trained on, for comparison."
+        f"its {result.num_train:,} training images? {'One image' if k == 1 else f'{k} images'}, drawn at random, {planted}"
     )
     counted = f"{_counts(test.rate.hits for test in result.tests)} of {n:,} images drawn from it ({sampler})"
     rate = max(test.detectable_rate for test in result.tests)
@@ -768,24 +808,24 @@ def _answer(result: AuditResult) -> str:
     verdict, kinds, found = result.verdict.verdict, result.verdict.kinds, []
     if REPRODUCED in kinds:
         found.append(
-            f"Yes. {counted} were recognised as the marked training {image}, more than the detectors' false "
+            f"Yes. {counted} were recognised as the {marked}training {image}, more than the detectors' false "
             "alarms explain."
         )
     if MEMORISED in kinds:
         found.append(
-            f"The model gives away that it was trained on {'the' if k == 1 else 'a'} marked image: buried in "
+            f"The model gives away that it was trained on {'the' if k == 1 else 'a'} {marked or 'target '}image: buried in "
             "noise and denoised again, it comes back from more noise than equal images never trained on."
         )
         if REPRODUCED not in kinds:
             found.append(f"That sampling reproduces it was not shown: {counted} were recognised as it.")
     if verdict == NONE_FOUND:
         found.append(
-            f"No reproduction was found: {counted} were recognised as the marked {image}, no more than false "
+            f"No reproduction was found: {counted} were recognised as the {marked or 'target '}{image}, no more than false "
             f"alarms explain. {power}"
         )
     if verdict == INCONCLUSIVE:
         found.append(
-            f"The audit cannot say. {counted} were recognised as the marked {image}, which shows no leak, but "
+            f"The audit cannot say. {counted} were recognised as the {marked or 'target '}{image}, which shows no leak, but "
             f"it could have missed one. {power}"
         )
     return f"<p>{asked} <strong>Found:</strong> {' '.join(found)}</p>\n"
@@ -797,7 +837,10 @@ def _limits(result: AuditResult) -> str:
         [
             f"{'One target' if k == 1 else f'{k} targets'} drawn at random cannot speak for every training image: rare or "
             "repeated ones may be more exposed.",
-            "The fingerprint is synthetic; marks that real images carry may be learned better or worse.",
+            "The fingerprint is synthetic; marks that real images carry may be learned better or worse."
+            if result.stamped
+            else "No mark was planted. The comparison assumes that the held-out images differ from the training images in "
+            "nothing but the training; another hospital, device or year breaks it.",
             f"These detectors judged. They are shown to recognise a fraction of at least {lower} of the reproductions, and "
             "other eyes may recognise other traces.",
             f"This sampler drew ({_escape(_sampler(result))}). Another one, or one steered towards the image, may draw it "
@@ -881,7 +924,7 @@ def _search_section(result: AuditResult, figures: dict[str, bytes]) -> str:
 
 def _counting_section(result: AuditResult) -> str:
     return (
-        f"<p>{result.num_samples:,} images were drawn as any user would, and each was shown to both detectors. "
+        f"<p>{result.num_samples:,} images were drawn as any user would, and each was shown to {'the detector' if result.detector.rule else 'both detectors'}. "
         f"Probabilities are those of the sampler: {_escape(_sampler(result))}. The upper end of the interval allows "
         "for reproductions that the detectors miss.</p>\n"
         + _table(_shown(_table_of(result, _count_cells)), _heads(result, "Measure"))
@@ -930,12 +973,13 @@ def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_membe
     k = len(result.tests)
     frame = "in the coloured frame" if k == 1 else "in coloured frames"
     return (
-        "<h3>Targets and their originals</h3>\n"
+        f"<h3>Targets{' and their originals' if result.stamped else ''}</h3>\n"
         + _image(
             figures,
             "targets",
-            f"{k} member and {len(_controls(result))} held-out targets above their originals.",
-            f"Targets with their fingerprints, beneath each its original. Members {frame} come first.",
+            f"{k} member and {len(_controls(result))} held-out targets{' above their originals' if result.stamped else ''}.",
+            f"Targets{' with their fingerprints, beneath each its original' if result.stamped else ''}. Members {frame} "
+            "come first.",
         )
         + "<h3>Samples detected as a member</h3>\n"
         + (
@@ -1038,18 +1082,20 @@ def _method_section(result: AuditResult) -> str:
     )
 
 
-_THREAT = _list(
-    [
+def _threat(result: AuditResult) -> str:
+    known = "fingerprint" if result.stamped else "target or what identifies it"
+    judge = "the detector" if result.detector.rule else "both detectors"
+    items = [
         "<strong>Access:</strong> the attacker has the published model, weights included, and draws any number of samples; "
         "the training data stay private.",
-        "<strong>Knowledge:</strong> the attacker knows the fingerprint, so that a reproduced image identifies its person.",
-        "<strong>Success:</strong> a sample is recognised as the target by both detectors.",
+        f"<strong>Knowledge:</strong> the attacker knows the {known}, so that a reproduced image identifies its person.",
+        f"<strong>Success:</strong> a sample is recognised as the target by {judge}.",
         "<strong>The auditor</strong> knows more than the attacker, namely the target itself, and uses it for the search "
         "and the likelihood. What only the auditor can see shows memorisation, not yet an attack.",
         "<strong>Not covered:</strong> images near the target that the detectors reject, attributes of persons, models "
         "trained on conditions or texts, and changes of the model after publication.",
     ]
-)
+    return _list(items)
 
 
 def to_html(result: AuditResult, figures: dict[str, bytes], training: Training, *, show_members: bool) -> str:
@@ -1070,8 +1116,8 @@ def to_html(result: AuditResult, figures: dict[str, bytes], training: Training, 
         "Pictures": _pictures_section(result, figures, show_members),
         "Training": _training_section(training, figures, show_members),
         "Method and settings": _method_section(result),
-        "Threat model": _THREAT,
-        "Glossary": _table(list(_GLOSSARY.items())),
+        "Threat model": _threat(result),
+        "Glossary": _table(list(_glossary(result).items())),
     }
     anchors = {title: title.lower().replace(" ", "-") for title in sections}
     contents = _list(f'<a href="#{anchor}">{title}</a>' for title, anchor in anchors.items())

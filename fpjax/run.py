@@ -20,11 +20,13 @@ from .config import Config
 from .data.plant import Planted, describe, plant
 from .data.source import load
 from .fingerprint import dequantize, to_bytes, to_model
+from .imported import Imported, file_digests, parse_imported, read_imported
 from .models.unet import UNet
+from .nearest import make_nearest_detect_fn
 from .oracle import empirical_score_fn
 from .sampling import make_grid, make_sampler
-from .score import DsmLosses, dsm_losses, make_score_fn
-from .sde import TimeGrid
+from .score import PREDICTIONS, DsmLosses, dsm_losses, make_score_fn
+from .sde import Process, TimeGrid
 from .training import TrainState, init_state
 from .types import DetectFn, Key, ScoreFn
 
@@ -107,18 +109,35 @@ class Run:
         splits = load(self.config.data)
         planted = plant(splits, self.config.data)
         side = planted.train.shape[1:3]
-        factor = self.config.model.downsampling
+        settings = self.model.settings
+        factor = settings.downsampling
         check(
             all(s % factor == 0 for s in side),
             "image side",
             got=f"{side[0]}x{side[1]}",
-            expected=f"multiples of {factor} for the {len(self.config.model.channels)} levels of model.channels",
+            expected=f"multiples of {factor} for the {len(settings.channels)} levels of the model",
             fix="resize the images or use fewer levels",
         )
+        if self.imported:
+            architecture = self.imported.architecture
+            for what, got, wanted in (
+                ("image channels", planted.train.shape[3], architecture.channels),
+                ("image side", side, architecture.side or side),
+            ):
+                check(
+                    got == wanted,
+                    what,
+                    got=got,
+                    expected=f"{wanted}, as the model of score.path",
+                    fix="give the images that it was trained on (data.side, data.repeat_grey)",
+                )
         for part, name in ((planted.val, "val"), (planted.test, "test")):
+            if name == "val" and not self.config.data.stamp:
+                continue
             check(len(part) > 0, f"{name} split", got="no images", expected="at least one", fix="add held-out images")
         check(
-            len(planted.train) + len(planted.reserve) > self.config.data.num_members,
+            len(planted.train) + len(planted.reserve) * (self.config.classifiers.detector != "nearest")
+            > self.config.data.num_members,
             "train split",
             got="no image but the targets",
             expected="others beside them",
@@ -149,12 +168,46 @@ class Run:
     @functools.cached_property
     def grid(self) -> TimeGrid:
         """The sampler's times."""
-        return make_grid(self.config.sampler, self.config.process)
+        return make_grid(self.config.sampler, self.process)
+
+    @functools.cached_property
+    def imported(self) -> Imported | None:
+        """The model that is audited instead of a trained one, as score.json or else its directory says."""
+        directory = Path(self.config.score.path)
+        recorded = self.result("score").get("imported") if self.path("score").is_file() else None
+        check(
+            bool(recorded) == bool(self.config.score.path) or not self.path("score").is_file(),
+            f"--workdir={self.workdir.name}",
+            got=f"a run of a model that was {'imported' if recorded else 'trained'}",
+            expected="one as asked for now",
+            fix="give --config.score.path as when it was begun, or choose another --workdir",
+        )
+        if not self.config.score.path:
+            return None
+        if not recorded:
+            return read_imported(directory)
+        check(
+            not directory.is_dir() or file_digests(directory) == recorded["sha256"],
+            "score.path",
+            got="other files than this run began with",
+            expected="the same model, or no directory any more",
+            fix="restore the files, or choose another --workdir",
+        )
+        return parse_imported(recorded)
+
+    @functools.cached_property
+    def process(self) -> Process:
+        """The diffusion that the score network knows."""
+        return self.imported.process(self.config.process) if self.imported else self.config.process
 
     @functools.cached_property
     def model(self) -> UNet:
         """The score network."""
-        return UNet(self.config.model)
+        settings = self.config.model
+        if self.imported:
+            theirs = self.imported.architecture.settings
+            settings = dataclasses.replace(theirs, dtype=settings.dtype, remat=settings.remat)
+        return UNet(settings)
 
     @property
     def targets(self) -> np.ndarray:
@@ -167,8 +220,14 @@ class Run:
 
     @functools.cached_property
     def score_params(self) -> Any:
-        """EMA parameters of the trained score network."""
+        """EMA parameters of the trained score network, or those that were imported."""
         wanted = self.result("score")["weights_sha256"]
+        if self.imported:
+            checkpoints = self.checkpoints("score")
+            params = checkpoints.restore(_on_device(jax.eval_shape(self.init_params, jax.random.key(0))), step=0)
+            checkpoints.close()
+            _check_weights("score", tree_digest(params), wanted)
+            return params
         state = jax.eval_shape(lambda key: init_state(self.init_params(key), self.config.score), jax.random.key(0))
         checkpoints = self.checkpoints("score")
         restored: TrainState = checkpoints.restore(_on_device(state), step=self.config.score.num_steps)
@@ -178,7 +237,8 @@ class Run:
 
     def make_score(self, params: Any) -> ScoreFn:
         """The score network's score."""
-        return make_score_fn(self.config.process, self.model, params)
+        prediction = self.imported.prediction if self.imported else PREDICTIONS[0]
+        return make_score_fn(self.process, self.model, params, prediction=prediction)
 
     def loss(self, params: Any, images: jax.Array, keys: Key) -> DsmLosses:
         """Training losses of a batch of bytes, with one key for each image."""
@@ -190,7 +250,7 @@ class Run:
     def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0) -> Engine:
         settings = self.config.engine
         return make_engine(
-            lambda params: make_sampler(self.config.sampler, self.config.process, self.grid, make_score(params)),
+            lambda params: make_sampler(self.config.sampler, self.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
             dataclasses.replace(settings, slots=slots or settings.slots),
@@ -217,7 +277,7 @@ class Run:
     @functools.cached_property
     def oracle_engine(self) -> Engine:
         """Chains of the empirical oracle, whose parameters are the training images."""
-        return self._engine(lambda images: empirical_score_fn(self.config.process, images))
+        return self._engine(lambda images: empirical_score_fn(self.process, images))
 
     @functools.cached_property
     def classifier_models(self) -> tuple[Any, Any]:
@@ -226,7 +286,13 @@ class Run:
 
     @functools.cached_property
     def detect(self) -> DetectFn:
-        """Scores of both trained classifiers."""
+        """Scores of both trained classifiers, or of the nearest training images."""
+        settings = self.config.classifiers
+        if settings.detector == "nearest":
+            others = self.planted.train[self.config.data.num_members :]
+            return make_nearest_detect_fn(
+                to_model(others), self.targets, neighbours=settings.neighbours, ratio=settings.ratio
+            )
         wanted, found = self.result("classifiers")["weights_sha256"], []
         for model, name in zip(self.classifier_models, classifier.NAMES, strict=True):
             init = functools.partial(classifier.init_fit, model, self.config.classifiers)

@@ -32,6 +32,7 @@ class TrainingSettings:
     """How the score network is trained.
 
     Attributes:
+      path: directory of a diffusers model that is audited instead; empty: one is trained.
       num_steps: optimiser steps.
       batch_size: images a step, over all devices.
       accumulate: parts that a device takes its share of the batch in, one after the other: less memory, the same step.
@@ -48,6 +49,7 @@ class TrainingSettings:
       sample_every: steps between two grids of samples drawn from the EMA; 0: none.
     """
 
+    path: str = ""
     num_steps: int = 30_000
     batch_size: int = 128
     accumulate: int = 1
@@ -64,6 +66,13 @@ class TrainingSettings:
     sample_every: int = 0
 
     def __post_init__(self) -> None:
+        check(
+            self.path.isprintable() and len(self.path) <= 1000,
+            "score.path",
+            got=ascii(self.path)[:100],
+            expected="at most 1000 printable characters",
+            fix="correct it",
+        )
         whole("score", self, names=("num_steps", "log_every", "checkpoint_every"), most=10**8)
         whole("score", self, names=("batch_size", "accumulate"), most=2**16)
         whole("score", self, names=("keep_last",), most=10**4)

@@ -40,7 +40,7 @@ ROWS = (
 
 def measure(run: Run, sampler: SamplerSettings, times: np.ndarray, chains: int) -> dict:
     """Detections of the first member among `chains` from the level at or below each of `times`."""
-    process, grid = run.config.process, make_grid(sampler, run.config.process)
+    process, grid = run.process, make_grid(sampler, run.process)
     engine = make_engine(
         lambda params: make_sampler(sampler, process, grid, run.make_score(params)),
         grid,
@@ -66,7 +66,7 @@ def measure(run: Run, sampler: SamplerSettings, times: np.ndarray, chains: int) 
 def table(run: Run, times: np.ndarray, chains: int, rows: tuple[SamplerSettings, ...] = ROWS) -> str:
     """Markdown: a line for each sampler."""
     lines = [
-        f"{type(run.config.process).__name__}, {chains} chains from the level at or below each time; detections of member 0",
+        f"{type(run.process).__name__}, {chains} chains from the level at or below each time; detections of member 0",
         "",
         "| sampler | levels | " + " | ".join(f"t={t:.2f}" for t in times) + " | t50 | evaluations | s |",
         "|---" * (len(times) + 5) + "|",

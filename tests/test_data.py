@@ -43,7 +43,7 @@ SHA256 = {
     "phantom_28": "add7dd1ff9dabf9f795b82ceedd5361566c6148cbcd78ef556244cf6b0acc8e0",
     "splits": "321df86e8cddc5a86c5979db4543990cf072362f9df7621c2a6421ef58b2ea77",
     "planted": "f34a1a3100e721880c2659542dec8296afee510cbef11fda5e317e7cb7da9013",
-    "data_json": "4af31b93e0cf7fbf7e37d6cebdfb91442945b8573156444139e183bb09836864",
+    "data_json": "f1651a1a38e189c830cca48824b26bac5f86bc72727893c2ef70afbd66ab698f",
 }
 
 
@@ -995,7 +995,7 @@ class TestPlant:
         planted = plant(small, settings)
         content = describe(small, planted, settings)
         assert json.loads(json.dumps(content, allow_nan=False)) == content
-        assert content["schema_version"] == 1
+        assert content["schema_version"] == 2
         assert content["identity"] == small.identity
         assert content["num_train"] == 20
         assert content["num_images"] == {"train": 20, "targets": 6, "reserve": 19, "val": 7, "test": 7}
@@ -1023,3 +1023,59 @@ class TestPlant:
     def test_images_too_small_for_the_disc_are_refused(self):
         with pytest.raises(RequestError, match="fingerprint radius: got 0 for images of 3x3 pixels"):
             plant(splits_of(np.zeros((2, 3, 3, 1), np.uint8)), SMALL)
+
+
+class TestUnstamped:
+    """`plant` for a model that was trained elsewhere, on all train images."""
+
+    @pytest.mark.parametrize("seed", range(25))
+    def test_invariants(self, small, seed):
+        settings = change(seed=seed, stamp=False)
+        planted = plant(small, settings)
+        train, targets, test = (image_digests(images) for images in (planted.train, planted.targets, planted.test))
+        natural = [d for array in small[:3] for d in image_digests(array)]
+        # The train split is whole, its copies included, with the members first; nothing is left over.
+        assert sorted(train) == sorted(image_digests(small.train))
+        assert train[:2] == targets[:2]
+        assert len(planted.reserve) == len(planted.val) == 0
+        # Held-out images are controls or test images, and no copy of a control was trained on.
+        assert sorted(targets[2:] + test) == sorted(image_digests(np.concatenate([small.val, small.test])))
+        assert all(natural.count(d) == 1 for d in targets)
+        np.testing.assert_array_equal(planted.originals, planted.targets)
+        held = np.concatenate([small.val, small.test])
+        for target, image in zip(planted.record, planted.targets, strict=True):
+            np.testing.assert_array_equal((small.train if target.member else held)[target.index], image)
+        assert [target.member for target in planted.record] == [True] * 2 + [False] * 4
+        again = plant(small, settings)
+        assert digest(*planted[:6]) == digest(*again[:6])
+
+    def test_targets_vary_with_the_seed_and_a_subset_is_nested(self, small):
+        assert len({plant(small, change(stamp=False, seed=seed)).record for seed in range(9)}) > 6
+        whole, part = (plant(small, change(stamp=False, num_train=n)) for n in (0, 20))
+        np.testing.assert_array_equal(whole.targets, part.targets)
+        np.testing.assert_array_equal(whole.train[:20], part.train)
+        assert sorted(image_digests(np.concatenate([part.train, part.reserve]))) == sorted(image_digests(whole.train))
+
+    def test_splits_that_were_drawn_from_the_train_images_are_no_controls(self, tmp_path):
+        images = np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)
+        for given_splits, num_train, num_test in (({"test_images": images[30:]}, 30, 6), ({}, 40, 0)):
+            path = tmp_path / "images.npz"
+            np.savez(path, train_images=images[:num_train], **given_splits)
+            settings = DataSettings(source="npz", path=str(path), stamp=False, num_controls=4)
+            splits = load(settings)
+            if not given_splits:
+                with pytest.raises(
+                    RequestError, match=r"data.num_controls: got 4, expected at most 0.*must not have been"
+                ):
+                    plant(splits, settings)
+                continue
+            planted = plant(splits, settings)
+            assert sorted(image_digests(planted.train)) == sorted(image_digests(images[:num_train, :, :, None]))
+            assert len(planted.test) == num_test
+
+    def test_the_description_names_no_mark(self, small):
+        settings = change(stamp=False)
+        content = describe(small, plant(small, settings), settings)
+        assert content["fingerprint_byte"] is None
+        assert content["num_train"] == len(small.train)
+        assert {target["radius"] for target in content["targets"]} == {0}

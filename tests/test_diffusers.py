@@ -11,9 +11,16 @@ import pytest
 
 from fpjax.checks import RequestError
 from fpjax.compilation import jit_once
+from fpjax.data.phantom import phantom_images
 from fpjax.diffusers import read_architecture, read_model, read_scheduler, write_model
+from fpjax.imported import read_imported
 from fpjax.models.layers import timestep_embedding
 from fpjax.models.unet import UNet
+from fpjax.sampling import ancestral
+from fpjax.score import make_score_fn
+from fpjax.sde import SubVP, time_grid
+
+from .conftest import ROOT, launch
 
 pytestmark = pytest.mark.extra
 torch = pytest.importorskip("torch")
@@ -280,3 +287,79 @@ def test_time_embeddings_agree_to_the_last_bits_of_their_frequencies(flip, shift
     found = timestep_embedding(jnp.asarray(t), 128, flip_sin_to_cos=flip, freq_shift=shift)
     np.testing.assert_allclose(found, expected, atol=1e-4)  # 6e-8 times 999
     assert np.mean(np.abs(found - expected) < 1e-6) > 0.98
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_chain_is_the_ddpm_schedulers_with_the_same_noise(prediction, tmp_path, monkeypatch):
+    from diffusers.schedulers import scheduling_ddpm
+
+    settings = {"num_train_timesteps": 60, "beta_start": 1e-3, "beta_end": 0.2, "variance_type": "fixed_small"}
+    scheduler = diffusers.DDPMScheduler(**settings, prediction_type=prediction, clip_sample=False)
+    model = theirs()
+    diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path)
+    imported, found = read_imported(tmp_path), read_model(tmp_path)
+    sde = imported.process(SubVP())
+    grid = time_grid(sde, 60)
+    score_fn = make_score_fn(sde, UNet(found.settings), found.params, prediction=imported.prediction)
+    chain = ancestral(sde, grid, score_fn)
+    step = jit_once(chain.step)
+
+    scheduler.set_timesteps(60)
+    keys = jax.random.split(jax.random.key(1), 61)
+    x = np.asarray(jax.random.normal(keys[0], (8, 8, 1)))
+    state, other = chain.init(jnp.asarray(x)), torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
+    for level, k in zip(range(60, 0, -1), scheduler.timesteps, strict=True):
+        noise = np.array(jax.random.normal(keys[level], (8, 8, 1))).transpose(2, 0, 1)[None].copy()
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, noise=noise, **__: torch.from_numpy(noise))
+        with torch.no_grad():
+            other = scheduler.step(model(other, k).sample, k, other).prev_sample
+        with jax.default_matmul_precision("highest"):
+            state = step(state, jnp.int32(level), keys[level])
+        expected = other.numpy()[0].transpose(1, 2, 0)
+        # Random weights may let a chain grow.
+        limit = 1e-4 * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(state.x, expected, atol=limit, err_msg=f"step {int(k)}")
+
+
+def memoriser(images, *, num_steps=800):
+    """A model and scheduler of diffusers, trained as its examples do until the model knows the images by heart."""
+    torch.manual_seed(0)
+    model = diffusers.UNet2DModel(
+        **{**BASE, "block_out_channels": (16, 16), "down_block_types": (D, D), "up_block_types": (U, U)}
+    )
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_start=1e-3, beta_end=0.12, clip_sample=False)
+    data = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    for _ in range(num_steps):
+        x, t = data[torch.randint(len(data), (16,))], torch.randint(100, (16,))
+        noise = torch.randn_like(x)
+        loss = torch.mean((model(scheduler.add_noise(x, noise, t), t).sample - noise) ** 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval(), scheduler
+
+
+def test_a_memorising_pipeline_is_audited_from_the_command_line(tmp_path, environment):
+    images = phantom_images(72, side=8, seed=0)
+    model, scheduler = memoriser(images[:8])
+    diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path / "model")
+    np.savez(tmp_path / "images.npz", train_images=images[:8], test_images=images[8:])
+    done = launch(
+        environment,
+        f"--config={ROOT / 'configs' / 'import_diffusers.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.score.path={tmp_path / 'model'}",
+        "--config.data.source=npz",
+        f"--config.data.path={tmp_path / 'images.npz'}",
+        "--config.count.num_samples=128",
+        "--config.likelihood.num_held_out=4",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["verdict"]["verdict"] == "leak", done.stdout
+    member, *controls = report["targets"]
+    assert member["t50_rank"] > max(target["t50_rank"] for target in controls)
+    assert max(target["num_detected"] for target in controls) == 0

@@ -16,11 +16,15 @@ from .source import DataSettings, Splits, image_digests
 
 # One random stream a purpose: more training images, say, must not move the targets. Never renumber.
 _TARGETS, _CENTER, _MEMBERS, _TRAIN = range(4)
+_CONTROLS = 5  # 4 draws the splits
 _MAX_DISCS = 1000  # tried on an image: all there are on up to 43x43 pixels; a blank large image should not take minutes
 
 
 class Target(NamedTuple):
-    """One planted image: `index` is its original's row in the train split, (row, col) the centre of its disc."""
+    """One planted image: `index` is its original's row in the train split, (row, col) the centre of its disc.
+
+    Without a disc the radius is 0, and the index of a control is its row in the held-out splits, val before test.
+    """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     row: int
@@ -53,10 +57,13 @@ def plant(splits: Splits, settings: DataSettings) -> Planted:
 
     Membership is drawn last and from nothing but the seed, so the held-out targets are exchangeable controls.
     A larger K+H adds targets to those of a smaller one, and a larger `num_train` adds training images.
+    With `stamp` False see `_choose`.
 
     Raises:
       RequestError: the disc does not fit, or more targets or training images are asked for than there are.
     """
+    if not settings.stamp:
+        return _choose(splits, settings)
     num_rows, height, width, _ = splits.train.shape
     num_members, num_targets = settings.num_members, settings.num_members + settings.num_controls
     radius = disc_radius(min(height, width))
@@ -103,6 +110,59 @@ def plant(splits: Splits, settings: DataSettings) -> Planted:
     )
 
 
+def _choose(splits: Splits, settings: DataSettings) -> Planted:
+    """Targets as they are, for a model that was trained on all train images: K of these, and H held-out images.
+
+    Targets are unique in all splits, so that no control has a copy that was trained on. Splits that were drawn from the
+    train images are given back to them; what is left of the others is `test`. That train and held-out images are alike
+    but for the training is an assumption here.
+    """
+    drawn = splits.identity.get("drawn", {})
+    parts = {name: getattr(splits, name) for name in ("val", "test")}
+    train = np.concatenate([splits.train, *(part for name, part in parts.items() if name in drawn)])
+    held = np.concatenate([splits.train[:0], *(part for name, part in parts.items() if name not in drawn)])
+    counts = _count_copies(splits)
+
+    def first(images: UInt8[np.ndarray, "n h w c"], stream: int, count: int, what: str, where: str) -> np.ndarray:
+        digests = image_digests(images)
+        rows = [int(i) for i in _stream(settings.seed, stream).permutation(len(images)) if counts[digests[i]] == 1]
+        check(
+            count <= len(rows),
+            what,
+            got=count,
+            expected=f"at most {len(rows)}, the {where} images that have no pixel-identical copy",
+            fix="ask for fewer, or give more images; those of val and test must not have been trained on",
+        )
+        return np.asarray(rows[:count], int)
+
+    members = first(train, _TARGETS, settings.num_members, "data.num_members", "train")
+    controls = first(held, _CONTROLS, settings.num_controls, "data.num_controls", "given val and test")
+    rest = _stream(settings.seed, _TRAIN).permutation(len(train))
+    rest = rest[~np.isin(rest, members)]
+    num_rest = settings.num_train - len(members) if settings.num_train else len(rest)
+    check(
+        num_rest <= len(rest),
+        "data.num_train",
+        got=settings.num_train,
+        expected=f"at most {len(train)}, the train images",
+        fix="lower it or set it to 0 for all",
+    )
+    targets = np.concatenate([train[members], held[controls]])
+    return Planted(
+        train=np.concatenate([train[members], train[rest[:num_rest]]]),
+        targets=targets,
+        originals=targets,
+        reserve=train[rest[num_rest:]],
+        val=held[:0],
+        test=np.delete(held, controls, axis=0),
+        record=tuple(
+            Target(int(index), 0, 0, 0, member=member)
+            for rows, member in ((members, True), (controls, False))
+            for index in rows
+        ),
+    )
+
+
 def describe(splits: Splits, planted: Planted, settings: DataSettings) -> dict[str, Any]:
     """The content of data.json: integers, strings and booleans, the same on every machine."""
     counts = _count_copies(splits)
@@ -114,7 +174,7 @@ def describe(splits: Splits, planted: Planted, settings: DataSettings) -> dict[s
         "num_train": len(planted.train),
         "num_images": {field: len(array) for field, array in arrays.items()},
         "sha256": {field: hashlib.sha256(array.tobytes()).hexdigest() for field, array in arrays.items()},
-        "fingerprint_byte": FINGERPRINT_BYTE,
+        "fingerprint_byte": FINGERPRINT_BYTE if settings.stamp else None,
         "targets": [
             {
                 "index": target.index,

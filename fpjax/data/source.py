@@ -56,6 +56,8 @@ class DataSettings:
       num_members, num_controls: targets trained on (K) and held out (H).
       repeat_grey: grey images become three equal channels, the paper's way; else they keep their one.
       dequantize: training and likelihood add uniform noise below one grey level.
+      stamp: targets carry a disc; False leaves them as they are, with held-out targets from the held-out splits, for a
+        model that was trained elsewhere.
       seed: of the phantoms, of drawn splits and of all choices in `plant`, 0 to 2**30.
 
     Raises:
@@ -78,6 +80,7 @@ class DataSettings:
     num_controls: int = 19
     repeat_grey: bool = False
     dequantize: bool = True
+    stamp: bool = True
     seed: int = 0
 
     def __post_init__(self):

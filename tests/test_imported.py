@@ -1,0 +1,216 @@
+"""An imported model through all stages. It draws one training image whatever it is given: every count is known."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpjax import benchmark, pipeline
+from fpjax.artifacts import read_json
+from fpjax.compilation import jit_once
+from fpjax.config import make_config
+from fpjax.diffusers import read_params, write_model
+from fpjax.fingerprint import to_model
+from fpjax.imported import describe_imported, file_digests, parse_imported, read_imported
+from fpjax.models.unet import UNet, UNetSettings
+from fpjax.run import Run
+from fpjax.sde import DiscreteVP, SubVP
+
+from .test_config import config_of
+
+BYTE, SEED = 200, 20  # with this seed the grey image is the member
+TINY = UNetSettings(
+    channels=(4,), layers_per_block=1, attention=(False,), attention_head_dim=4, norm_num_groups=2, mid_block="plain"
+)
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 20,
+    "beta_start": 0.005,
+    "beta_end": 0.6,
+    "prediction_type": "sample",
+    "clip_sample": True,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model whose predicted image is grey of one byte, and images of noise with that one among them."""
+    path = tmp_path_factory.mktemp("source")
+    params = jit_once(UNet(TINY).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))["params"]
+    out = {
+        "kernel": jnp.zeros_like(params["conv_out"]["kernel"]),
+        "bias": jnp.full((1,), to_model(np.uint8([BYTE]))[0]),
+    }
+    write_model(path / "model", TINY, {**params, "conv_out": out}, side=(8, 8))
+    (path / "model" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8)).astype(np.uint8)
+    images[0] = BYTE
+    np.savez(path / "images.npz", train_images=images[:8], val_images=images[8:12], test_images=images[12:])
+    return path
+
+
+def config_for(source, *, model=None, **changes):
+    config = config_of("smoke")
+    config.update({"name": "imported"})
+    config.data.update({"source": "npz", "path": str(source / "images.npz"), "num_train": 0, "stamp": False})
+    config.data.seed = SEED
+    config.score.path = str(model or source / "model")
+    config.classifiers.detector = "nearest"
+    config.sampler.num_levels = 20
+    config.likelihood.update({"num_train": 1, "num_held_out": 1})
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    """A run whose model was deleted as soon as it was imported."""
+    path = tmp_path_factory.mktemp("imported")
+    shutil.copytree(source / "model", path / "model")
+    config = config_for(source, model=path / "model")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        assert pipeline.main(config, workdir=str(path / "run"), stages=["data", "score"]) == 0
+        shutil.rmtree(path / "model")
+        assert pipeline.main(config, workdir=str(path / "run")) == 0
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    return path / "run", config
+
+
+def test_every_sample_and_every_chain_is_the_member(finished):
+    run, _ = finished
+    count, search, report = (read_json(run / f"{name}.json") for name in ("count", "search", "report"))
+    assert count["num_detected"] == [48, 0, 0]
+    assert count["sensitivity_detected"] == [16]
+    member = np.asarray(search["target"]) == 0
+    np.testing.assert_array_equal(
+        np.asarray(search["num_detected"]), np.where(member, search["num_chains"], 0), err_msg="chains"
+    )
+    assert report["verdict"]["verdict"] == "leak"
+    assert report["verdict"]["kinds"] == ["reproduced"]  # two controls are too few for the rank test
+    assert "exchangeable" in report["verdict"]["reasons"][-1]
+    assert report["sde"] == "DiscreteVP"
+    assert "7 nearest" in report["detector"]["rule"]
+    page = (run / "report.html").read_text()
+    assert "nearest training images" in page
+    for word in ("fingerprint classifier", "marked"):
+        assert word not in page, word
+
+
+def test_what_was_imported_is_recorded_by_digest_and_without_its_path(finished, source):
+    run, _ = finished
+    score, config = read_json(run / "score.json"), read_json(run / "config.json")
+    digests = file_digests(source / "model")
+    assert set(digests) == {"config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json"}
+    assert score["imported"]["sha256"] == digests
+    assert config["config"]["imported"] == digests
+    assert score["imported"]["scheduler"]["ignored"][0].startswith("clip_sample")
+    for name in ("score.json", "config.json", "report.json", "data.json", "report.html"):
+        assert str(source) not in (run / name).read_text()
+    assert "path" not in config["config"]["score"]
+
+
+def test_the_stored_weights_are_the_files(finished, source):
+    run, config = finished
+    stored = Run(make_config(config), run).score_params
+    original = read_params(source / "model", read_imported(source / "model").architecture)
+    jax.tree.map(np.testing.assert_array_equal, stored, original)
+
+
+def test_another_model_or_none_in_the_same_directory_is_refused(finished, source, tmp_path, capsys):
+    run, config = finished
+    other = tmp_path / "model"
+    shutil.copytree(source / "model", other)
+    (other / "scheduler_config.json").write_text(json.dumps(SCHEDULER | {"beta_end": 0.5}))
+    for path, message in ((str(other), "score.path: got other files"), ("", "got a run of a model that was imported")):
+        changed = config.copy_and_resolve_references()
+        changed.score.path = path
+        assert pipeline.main(changed, workdir=str(run)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_model_without_a_scheduler_is_one_of_the_config(source, tmp_path):
+    shutil.copytree(source / "model", tmp_path / "model")
+    (tmp_path / "model" / "scheduler_config.json").unlink()
+    run = Run(make_config(config_for(source, model=tmp_path / "model")), tmp_path / "run")
+    assert run.process == SubVP()
+    assert run.imported.prediction == "epsilon"
+
+
+def test_descriptions_survive_json(source):
+    imported = read_imported(source / "model")
+    again = parse_imported(json.loads(json.dumps(describe_imported(imported))))
+    assert again == imported
+    assert again.process(SubVP()) == DiscreteVP(tuple(np.linspace(0.005, 0.6, 20).tolist()))
+    assert again.prediction == "sample"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__stamp": True}, "data.stamp: got True, with an imported model"),
+        ({"data__num_train": 4}, "data.num_train: got 4, expected 0 with score.path"),
+        ({"classifiers__detector": "classifiers"}, "data.stamp: got False, with classifiers"),
+        ({"classifiers__detector": "furthest"}, "classifiers.detector: got 'furthest'"),
+        ({"classifiers__ratio": 2.0}, "classifiers.ratio: got 2.0"),
+        ({"score__path": "nowhere"}, "nowhere: got no such directory"),
+        ({"score__path": "a\nb"}, "score.path: got 'a\\nb'"),
+        ({"data__repeat_grey": True}, "image channels: got 3, expected 1"),
+        ({"sampler__num_levels": 21}, "sampler.num_levels: got 21, expected no more than the process has steps"),
+        ({"data__num_controls": 17}, "data.num_controls: got 17, expected at most 16"),
+        ({"data__num_controls": 16}, "test split: got no images"),
+        ({"data__num_members": 8}, "train split: got no image but the targets"),
+    ],
+)
+def test_requests_that_cannot_be_audited_are_refused(source, tmp_path, capsys, changes, message):
+    config = config_for(source, **changes)
+    assert pipeline.main(config, workdir=str(tmp_path / "run"), dry_run=True) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("scheduler_config.json", SCHEDULER | {"_class_name": "PNDMScheduler"}, "_class_name: got 'PNDMScheduler'"),
+        ("scheduler_config.json", SCHEDULER | {"beta_end": 0.006}, "expected a schedule that leaves"),
+        ("config.json", {"sample_size": 16}, "image side: got (8, 8), expected (16, 16)"),
+        ("../model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, ""),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(source, tmp_path, capsys, file, content, message):
+    model = tmp_path / "model"
+    shutil.copytree(source / "model", model)
+    before = json.loads((model / file).read_text()) if (model / file).is_file() else {}
+    (model / file).write_text(json.dumps(before | content))
+    config = config_for(source, model=model)
+    if not message:
+        (model / "scheduler_config.json").unlink()
+        message = "score.path: got a part of a pipeline"
+    assert pipeline.main(config, workdir=str(tmp_path / "run"), dry_run=True) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_check_of_an_imported_model_times_no_training(source, tmp_path, capsys, monkeypatch):
+    timed = []
+
+    def time_call(function, *args, batch):
+        timed.append(jax.eval_shape(function, *args))
+        return benchmark.Timing(batch, 0.1, 1.0, 1.0, 1)
+
+    monkeypatch.setattr(benchmark, "time_call", time_call)
+    pipeline.main(config_for(source), workdir=str(tmp_path / "run"), stages=["check"])
+    out, _ = capsys.readouterr()
+    assert len(timed) == 3
+    assert "none here; N = 8 were trained on" in out
+    assert "time  count" in out
+    assert "time  score" not in out
