@@ -440,7 +440,7 @@ def run(
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     this = Run(settings, Path(workdir or Path("runs") / settings.name))
     search_work(settings.search, this.grid, 1, 1)
-    if "score" in wanted and this.state("score") != "done" or stages == ["check"]:
+    if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
     if settings.engine.compilation_cache:
         use_compilation_cache()
