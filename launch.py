@@ -41,8 +41,14 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         _CONFIG.value.to_dict()
-    # A config file is a program: it can fail in any way, and exit.
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except SystemExit:
+        if any(word.lstrip("-").startswith("help") for word in argv):
+            sys.exit(0)
+        sys.exit(
+            refuse("--config: got a file that ends the program, expected get_config(); fix: see configs/default.py")
+        )
+    # A config file is a program: it can fail in any way.
+    except (Exception, KeyboardInterrupt) as error:
         plain = isinstance(error, flags.Error | OSError)
         known = f"configs here: {', '.join(sorted(p.stem for p in CONFIGS.glob('*.py')))}"
         fix = known if isinstance(error, FileNotFoundError) else "--help lists the flags"
@@ -57,8 +63,11 @@ def _parse(argv: list[str]) -> list[str]:
 def main(_: list[str]) -> int:
     """Runs the stages."""
     logging.set_verbosity(logging.ERROR)
-    # Imported only now: a mistyped flag should not wait for JAX.
-    from fpjax import pipeline
+    try:
+        # Imported only now: a mistyped flag should not wait for JAX.
+        from fpjax import pipeline
+    except KeyboardInterrupt:
+        return 1
 
     return pipeline.main(
         _CONFIG.value, workdir=_WORKDIR.value, stages=_STAGE.value, dry_run=_DRY_RUN.value, fail_on=_FAIL_ON.value

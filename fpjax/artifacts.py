@@ -237,9 +237,20 @@ def _reserve(directory: Path, size: int) -> None:
     beside = directory / ".room.tmp"
     try:
         with open(beside, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size + size // 8 + 2**20)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, size + size // 8 + 2**20)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _file_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below a directory, by its path in it."""
+    digests = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 class Checkpoints:
@@ -260,9 +271,11 @@ class Checkpoints:
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
+        self._background = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            enable_async_checkpointing=jax.default_backend() != "cpu",
+            enable_async_checkpointing=self._background,
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
             directory.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
@@ -282,13 +295,23 @@ class Checkpoints:
         if step == self.latest_step:
             return
         with self._writing(f"checkpoint at step {step}"):
+            if self._background:
+                self._finish()  # the one before
             _reserve(Path(self._manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            self._manifest(step).unlink(missing_ok=True)  # of one that was deleted by hand
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            if not self._background:
+                self._finish()
 
     def wait(self) -> None:
         """Waits for what is being written in the background; StageError if that failed."""
         with self._writing("the newest checkpoint"):
-            self._manager.wait_until_finished()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Waits, and seals what is complete."""
+        self._manager.wait_until_finished()
+        self._seal()
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -301,6 +324,43 @@ class Checkpoints:
                 f"{what} could not be written ({' '.join(str(error).split())[:120]}); the last good one is at step "
                 f"{self.latest_step}; free disk space and run the same command again"
             ) from error
+
+    def _manifest(self, step: int) -> Path:
+        """Beside the checkpoints: the digest of each file of one."""
+        directory = Path(self._manager.directory)
+        return directory.parent / f"{directory.name}-{step}.json"
+
+    def _seal(self) -> None:
+        """Writes the manifests of new checkpoints, and removes those of checkpoints that are gone."""
+        steps = self._manager.all_steps()
+        for step in steps:
+            if not self._manifest(step).is_file():
+                write_json(self._manifest(step), _file_digests(Path(self._manager.directory) / str(step)))
+        for left in self._manifest(0).parent.glob(f"{Path(self._manager.directory).name}-*.json"):
+            if left not in map(self._manifest, steps):
+                left.unlink()
+
+    def _check_files(self, step: int, fix: str) -> None:
+        """Refuses files that are not as they were written: on those Orbax fails in ways of its own."""
+        if not self._manifest(step).is_file():
+            return  # killed between the two
+        found, written = _file_digests(Path(self._manager.directory) / str(step)), read_json(self._manifest(step))
+        for name, digest in found.items():
+            check(
+                digest == written.get(name),
+                f"checkpoint at step {step}, {name}",
+                got="a file that is not what was written",
+                expected="the file as fpjax wrote it",
+                fix=fix,
+            )
+        missing = sorted(written.keys() - found.keys() - {"schema_version", "digest"})
+        check(
+            not missing,
+            f"checkpoint at step {step}",
+            got=f"no file {', '.join(missing[:3])}",
+            expected="all that was written",
+            fix=fix,
+        )
 
     def restore(self, template: Any, *, step: int | None = None) -> Any:
         """Restores the newest (or a given) step into the structure, shapes and placement of `template`.
@@ -315,6 +375,7 @@ class Checkpoints:
             f"delete checkpoints/{self._manager.directory.name}/{step} and its stage's .json if there is one: the same "
             "command trains on from an earlier one; or use the config it was trained with"
         )
+        self._check_files(step, fix)
         try:
             # Orbax would find another architecture too, but only after it has begun to read.
             stored, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(template)
@@ -339,4 +400,5 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes and releases the directory; StageError if one failed."""
         with self._writing("the newest checkpoint"):
+            self._finish()
             self._manager.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,11 +31,16 @@ class Timing(NamedTuple):
     compile_s: float
     flops: float  # of one call, as the compiler counts; nan if it does not
     bytes: int  # arguments, outputs and temporaries; 0 if the compiler does not say
+    temp_bytes: int = 0  # of these the temporaries, which grow with the batch
 
     @property
     def per_second(self) -> float:
         """Rows of the batch a second."""
         return self.batch / self.seconds
+
+    def bytes_for(self, rows: int) -> float:
+        """What a batch of `rows` would take; weights and data do not grow with it."""
+        return self.bytes + self.temp_bytes * (rows / self.batch - 1)
 
     @property
     def teraflops(self) -> float:
@@ -43,20 +49,27 @@ class Timing(NamedTuple):
 
 
 def time_call(function: Callable[..., Any], *args: Any, batch: int) -> Timing:
-    """Compiles and times `function(*args)`, whose rows are `batch`; the arguments stay alive."""
+    """Compiles and times `function(*args)`, whose rows are `batch`; for ever where memory does not suffice."""
     started = time.monotonic()
     compiled = jax.jit(function).lower(*args).compile()
     compile_s = time.monotonic() - started
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
     size = sum(int(getattr(memory, part, 0)) for part in parts) if memory else 0
-    jax.block_until_ready(compiled(*args))
+    temporary = int(getattr(memory, "temp_size_in_bytes", 0)) if memory else 0
     seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        jax.block_until_ready(compiled(*args))
-        seconds.append(time.monotonic() - started)
-    return Timing(batch, float(np.median(seconds)), compile_s, float(costs.get("flops", np.nan)), size)
+    try:
+        for _ in range(4):
+            started = time.monotonic()
+            jax.block_until_ready(compiled(*args))
+            seconds.append(time.monotonic() - started)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        seconds = [math.inf]
+    # The first call warms up.
+    median = float(np.median(seconds[1:] or seconds))
+    return Timing(batch, median, compile_s, float(costs.get("flops", np.nan)), size, temporary)
 
 
 ODE_EVALUATIONS = 200  # assumed of an image's density; the solver's own choice depends on the model
@@ -83,7 +96,8 @@ def measure(run: Run) -> dict[str, Timing]:
     faces = jnp.zeros((rows, *shape))
     variables = [jit_once(model.init)(key, faces[:1]) for model in detectors]
     ode = batch(config.likelihood.batch_size)
-    probes = jax.random.rademacher(key, (max(1, config.ode.num_probes), *shape), jnp.float32)
+    exact = config.ode.num_probes == 0
+    probes = None if exact else jax.random.rademacher(key, (config.ode.num_probes, *shape), jnp.float32)
 
     def density(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         drift = functools.partial(flow_drift, config.process, run.make_score(params), t=t[0])
@@ -156,6 +170,8 @@ def num_densities(run: Run) -> int:
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that a person would use."""
+    if math.isinf(seconds):
+        return "never, for want of memory"
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

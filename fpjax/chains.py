@@ -53,7 +53,7 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         whole("engine", self, names=("slots",), most=2**16)
-        whole("engine", self, names=("block_steps",), most=10**6)
+        whole("engine", self, names=("block_steps",), most=2**14)
 
 
 class Work(NamedTuple):
@@ -129,8 +129,8 @@ class Tally(NamedTuple):
 
     num_finished: jax.Array
     num_taken: jax.Array
-    num_useful: jax.Array  # evaluations in slots that hold a chain
-    num_executed: jax.Array  # evaluations in all slots
+    num_useful: jax.Array  # steps in slots that hold a chain; int32 holds those of a block, not its evaluations
+    num_executed: jax.Array  # steps in all slots
     num_iterations: jax.Array
 
 
@@ -227,8 +227,8 @@ def _advance_device(
         tally = Tally(
             num_finished=tally.num_finished + jnp.sum(done),
             num_taken=taken,
-            num_useful=tally.num_useful + sampler.num_evaluations * jnp.sum(active),
-            num_executed=tally.num_executed + sampler.num_evaluations * num_slots,
+            num_useful=tally.num_useful + jnp.sum(active),
+            num_executed=tally.num_executed + num_slots,
             num_iterations=tally.num_iterations + 1,
         )
         return slots, finished, tally
@@ -367,7 +367,7 @@ def run_chains(
     # Once, and to all devices: parameters arrive on one of them.
     everywhere = NamedSharding(engine.mesh, P())
     params, key, on_device = jax.device_put((params, key, jnp.asarray(targets, jnp.float32)), everywhere)
-    capacity = engine.capacity
+    capacity, evaluations = engine.capacity, evaluations_per_step(engine, params)
     while state.num_finished < len(work.level):
         queue, num_queued = _window(work, state.taken, engine.window)
         slots, finished, tally = engine.advance(params, key, on_device, state.slots, queue, num_queued)
@@ -385,8 +385,8 @@ def run_chains(
             slots,
             state.taken + tally.num_taken,
             state.num_finished + len(rows),
-            state.num_useful + int(tally.num_useful.sum()),
-            state.num_executed + int(tally.num_executed.sum()),
+            state.num_useful + evaluations * sum(tally.num_useful.tolist()),
+            state.num_executed + evaluations * sum(tally.num_executed.tolist()),
         )
         yield Block(finished.images, rows, target, level, chain, state)
 

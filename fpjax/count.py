@@ -77,6 +77,8 @@ def sensitivity_level(grid: TimeGrid) -> int:
 
 def count_work(settings: CountSettings, grid: TimeGrid, num_members: int) -> Work:
     """Plain samples, and the chains from low levels."""
+    total, most = settings.num_samples + num_members * settings.sensitivity_chains, f"at most {MAX_CHAINS:,}"
+    check(total <= MAX_CHAINS, "count", got=f"{total:,} chains", expected=most, fix="ask for fewer")
     level = sensitivity_level(grid)
     low = np.meshgrid(np.arange(num_members), np.arange(settings.sensitivity_chains), indexing="ij")
     return concatenate_work(

@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -313,33 +314,40 @@ STAGES: dict[str, Callable[[Run], None]] = {
 def _provenance() -> dict[str, Any]:
     """What ran, where; no path and no user."""
     packages = ("fpjax", "jax", "flax", "optax", "orbax-checkpoint", "diffrax", "numpy", "scipy")
-    root = Path(__file__).resolve().parents[1]
-    commit = (
-        subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-        )
-        if (root / ".git").exists()
-        else None
-    )
+    root, commit = Path(__file__).resolve().parents[1], "unknown"
+    if (root / ".git").exists():
+        # Without git it stays unknown.
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            described = ["git", "describe", "--always", "--dirty"]
+            commit = subprocess.run(described, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     devices = [device.device_kind for device in jax.devices()]
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip() if commit and commit.returncode == 0 else "unknown",
+        "commit": commit,
         "devices": f"{len(devices)} x {devices[0]}",
     }
 
 
 def _refuse_strangers(workdir: Path) -> None:
     """Refuses a directory that is neither new nor that of a run."""
-    own = workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {".config.json.tmp", ".lock"}
+    try:
+        own = workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {".config.json.tmp", ".lock"}
+        new = not (workdir.exists() or workdir.is_symlink())
+        begun = (workdir / "config.json").is_file()
+    except OSError as error:
+        raise RequestError(
+            f"--workdir: got {error.strerror}, expected a directory to write to; fix: choose another --workdir"
+        ) from error
     check(
-        (workdir / "config.json").is_file() or own or not (workdir.exists() or workdir.is_symlink()),
+        begun or own or new,
         f"--workdir={workdir.name}",
         got="a file, or a directory with other things in it",
         expected="a new directory, or that of an earlier run",
         fix="choose another --workdir",
     )
+    if begun:
+        read_json(workdir / "config.json")
 
 
 def _claim(config: Config, workdir: Path) -> None:
@@ -348,7 +356,13 @@ def _claim(config: Config, workdir: Path) -> None:
     if not path.is_file():
         write_json(path, {"config": resolved, "provenance": _provenance()})
         return
-    recorded = read_json(path)["config"]
+    begun = read_json(path)
+    recorded, now = begun["config"], _provenance()
+    changed = [
+        f"{name} {value}, now {now.get(name)}" for name, value in begun["provenance"].items() if now.get(name) != value
+    ]
+    if changed:
+        print(f"begun with {'; '.join(changed)}", file=sys.stderr)
     for section, values in resolved.items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             before = recorded.get(section)
@@ -386,7 +400,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     print(f"parameters of the score network: {num_params:,}")
     print(f"FLOPs of one evaluation: {flops:,.0f}")
     for stage in STAGES:
-        state = run.state(stage) if stage in stages else "not asked for"
+        state = "not asked for" if stage not in stages else "to do" if stage == "report" else run.state(stage)
         print(f"{stage:12} {state:14} {work[stage]}")
 
 
@@ -439,7 +453,9 @@ def run(
     )
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     this = Run(settings, Path(workdir or Path("runs") / settings.name))
-    search_work(settings.search, this.grid, 1, 1)
+    members = settings.data.num_members
+    search_work(settings.search, this.grid, members + settings.data.num_controls, members)
+    count_work(settings.count, this.grid, members)
     if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
     if settings.engine.compilation_cache:
@@ -511,6 +527,9 @@ def main(config: ConfigDict, **options: Any) -> int:
         return refuse(error)
     except StageError as error:
         print(f"stopped: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # Nobody reads on, as after `| head`; nor shall Python's own last flush complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"stopped: {error.strerror or error}; free disk space or mend the directory", file=sys.stderr)
     except Stopped as error:

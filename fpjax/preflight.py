@@ -85,6 +85,13 @@ def _rank_finding(config: Config) -> Finding:
     )
 
 
+def _sensitivity_limit(config: Config) -> float:
+    """The sensitivity that detectors without error would show, by as many chains as are run."""
+    chains = min(config.count.sensitivity_chains, config.count.oracle_chains)
+    confidence = 1 - (1 - config.audit.confidence) / config.data.num_members
+    return float(stats.clopper_pearson(chains, chains, confidence=confidence, side="lower").lower)
+
+
 def _power_finding(config: Config, num_train: int, num_test: int) -> Finding:
     """Whether n samples would show a memoriser's rate, if the detectors make no error at all."""
     n, members = config.count.num_samples, config.data.num_members
@@ -93,7 +100,8 @@ def _power_finding(config: Config, num_train: int, num_test: int) -> Finding:
     def detectable(samples: int) -> float:
         # Without held-out targets only real images show how often the detectors err.
         trials = samples if config.data.num_controls else num_test
-        return stats.detectable_rate(samples, 0, trials, alpha=level, beta=level / 10)
+        sensitivity = max(_sensitivity_limit(config), 1e-6)
+        return stats.detectable_rate(samples, 0, trials, alpha=level, beta=level / 10, sensitivity=sensitivity)
 
     rate, enough = detectable(n), n
     while detectable(enough) > 1 / num_train and enough < 10**8:
@@ -112,7 +120,7 @@ def _sensitivity_finding(config: Config, grid: TimeGrid) -> Finding:
     """Whether perfect detectors could show the sensitivity that "none found" needs."""
     chains = min(config.count.sensitivity_chains, config.count.oracle_chains)
     confidence = 1 - (1 - config.audit.confidence) / config.data.num_members
-    lower = float(stats.clopper_pearson(chains, chains, confidence=confidence, side="lower").lower)
+    lower = _sensitivity_limit(config)
     can = lower >= config.audit.min_sensitivity
     needed = int(np.ceil(np.log(1 - confidence) / np.log(config.audit.min_sensitivity)))
     return Finding(
@@ -129,7 +137,7 @@ def _search_finding(config: Config, grid: TimeGrid, num_train: int) -> Finding:
     search = config.search
     chains = search.member_chains or search.rank_chains
     levels = spaced_levels(grid.level_at(search.rank_max_t), search.rank_levels)
-    lower = float(stats.clopper_pearson(chains, chains, side="lower").lower)
+    lower = float(stats.clopper_pearson(chains, chains, confidence=config.audit.confidence, side="lower").lower)
     can = lower > 1 / num_train
     seen = 1 - 0.2 ** (1 / chains)
     return Finding(
@@ -171,7 +179,7 @@ def show_check(run: Run) -> bool:
         "classifier training": config.classifiers.batch_size,
         "density": config.likelihood.batch_size,
     }
-    need, name = max((timings[name].bytes * rows / timings[name].batch, name) for name, rows in full.items())
+    need, name = max((timings[name].bytes_for(rows), name) for name, rows in full.items())
     findings.append(
         Finding(
             "ok" if need <= 0.9 * limit else "weak",

@@ -5,6 +5,7 @@ One line that rewrites itself on a terminal, a plain line every few seconds othe
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -36,7 +37,8 @@ def stop_on_signals() -> Iterator[None]:
         if _signals:
             raise KeyboardInterrupt
         _signals.append(number)
-        print(f"\n{signal.Signals(number).name}: saving; a second one stops at once", file=sys.stderr, flush=True)
+        # Not print, which a handler must not enter twice.
+        os.write(2, f"\n{signal.Signals(number).name}: saving; a second one stops at once\n".encode())
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -57,10 +57,13 @@ class Run:
         """Digests of the results that a stage reads, which name those before them; RequestError if one is missing."""
         return {before: self.result(before)["digest"] for before in NEEDS[stage]}
 
+    def made_from(self, stage: str) -> str:
+        """Short digest of what a stage reads: in the names of its unfinished work, which serves no other data."""
+        return hashlib.sha256(repr(self.inputs(stage)).encode()).hexdigest()[:12]
+
     def partial(self, stage: str, part: str = "") -> Path:
-        """Where an interrupted stage keeps its state; what was made from other weights has another name."""
-        made_from = hashlib.sha256(repr(self.inputs(stage)).encode()).hexdigest()[:12]
-        return self.workdir / "partial" / f"{stage}{part}-{made_from}.npz"
+        """Where an interrupted stage keeps its state."""
+        return self.workdir / "partial" / f"{stage}{part}-{self.made_from(stage)}.npz"
 
     def state(self, stage: str) -> str:
         """Whether a stage is "to do", "done", or "stale": made from results that are there no longer."""
@@ -75,10 +78,10 @@ class Run:
         return jax.random.fold_in(jax.random.key(self.config.seed), RESULTS.index(stage))
 
     def checkpoints(self, name: str) -> Checkpoints:
-        """Checkpoints of one network."""
-        score = self.config.score
+        """Checkpoints of one network; those trained on other data have another name."""
+        made_from, score = self.made_from("score" if name == "score" else "classifiers"), self.config.score
         keep = {"keep_last": score.keep_last, "keep_every": score.keep_every} if name == "score" else {}
-        return Checkpoints(self.workdir / "checkpoints" / name, **keep)
+        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{made_from}", **keep)
 
     def result(self, stage: str) -> dict[str, Any]:
         """Result of an earlier stage; RequestError if it is not there."""
@@ -87,8 +90,10 @@ class Run:
     def finish(self, stage: str, content: dict[str, Any]) -> None:
         """Writes a stage's result, then drops what it kept of its way there."""
         write_json(self.path(stage), {"inputs": self.inputs(stage), **content})
-        for partial in self.workdir.glob(f"partial/{stage}*.npz"):
-            partial.unlink()
+        # Their names may begin with a dot where a kill came while they were written.
+        for pattern in (f"{stage}*.npz", f".{stage}*.tmp"):
+            for partial in self.workdir.glob(f"partial/{pattern}"):
+                partial.unlink()
 
     @functools.cached_property
     def log(self) -> MetricsLog:

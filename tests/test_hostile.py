@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fpjax import artifacts, pipeline
 from fpjax.checks import RequestError
+from fpjax.config import make_config
+from fpjax.run import Run
 
 from .conftest import RESULTS, ROOT, launch
 from .test_config import config_of
@@ -197,26 +199,33 @@ def test_a_config_that_is_no_config_is_one_line(tmp_path, text):
 def test_checkpoints_cut_short_or_flipped_are_named(smoke, environment, tmp_path):
     """Each file of the last checkpoint cut in the middle, and with a byte flipped in it."""
     files = sorted(
-        p.relative_to(smoke[0]) for p in (smoke[0] / "checkpoints" / "score" / "60").rglob("*") if p.is_file()
+        p.relative_to(smoke[0]) for p in next(smoke[0].glob("checkpoints/score-*/60")).rglob("*") if p.is_file()
     )
-    from fpjax.config import make_config
-    from fpjax.run import Run
-
-    seen = 0
+    workdir = tmp_path / "run"
     for file in files:
         content = (smoke[0] / file).read_bytes()
-        for bad in (content[: len(content) // 2], damaged(content, ("flip", len(content) // 2, 255, b""))):
-            workdir = tmp_path / "run"
+        bad = damaged(content, ("flip", len(content) // 2, 255, b"")) if content else b"x"
+        for changed in (content[: len(content) // 2], bad) if content else (bad,):
             shutil.copytree(smoke[0], workdir)
-            (workdir / file).write_bytes(bad)
+            (workdir / file).write_bytes(changed)
             run = Run(make_config(config_of("smoke")), workdir)
-            # Some files Orbax does not need.
-            if refused := refusal(lambda run: run.score_params, run):
-                seen += 1
-                assert "checkpoint" in refused
-                assert "fix: " in refused
+            refused = refusal(lambda run: run.score_params, run)
+            assert refused.startswith("checkpoint at step 60, "), file
+            assert f"fix: delete {file.parents[len(file.parents) - 4]}" in refused
             shutil.rmtree(workdir)
-    assert seen >= len(files) // 2
+    # One that is missing, and on the command line: the advice works.
+    shutil.copytree(smoke[0], workdir)
+    (workdir / files[-1]).unlink()
+    (workdir / "count.json").unlink()
+    done = launch(environment, f"--workdir={workdir}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "got no file" in done.stderr.splitlines()[-1]
+    shutil.rmtree(next(workdir.glob("checkpoints/score-*/60")))
+    (workdir / "score.json").unlink()
+    assert launch(environment, f"--workdir={workdir}").returncode == 0
+    for name in RESULTS:
+        assert (workdir / name).read_bytes() == (smoke[0] / name).read_bytes(), name
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -93,7 +92,8 @@ def test_a_signal_saves_and_ends_on_one_line(smoke, environment, tmp_path, stage
         for name in RESULTS[RESULTS.index(f"{stage}.json") :]:
             (workdir / name).unlink()
         for name in ("fingerprint", "identity") if stage == "classifiers" else ():
-            shutil.rmtree(workdir / "checkpoints" / name)
+            for left in workdir.glob(f"checkpoints/{name}-*/"):
+                shutil.rmtree(left)
     number = signal.SIGINT if stage == "count" else signal.SIGTERM
     with start(environment, workdir) as process:
         wait_for(process, stage)
@@ -170,9 +170,11 @@ def test_lock_is_let_go_and_reads_well(tmp_path, monkeypatch):
 @pytest.mark.parametrize("limit", [100, 3_000, 20_000])
 def test_a_write_that_fails_is_said_and_loses_nothing(smoke, environment, tmp_path, limit):
     """No file may grow beyond `limit` bytes: config, metrics, checkpoints fail in turn, as on a full disk."""
+    program = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    limited = [sys.executable, "-c", f"{program}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
     done = subprocess.run(
-        command(f"--workdir={tmp_path / 'run'}"), env=environment, cwd=ROOT, capture_output=True, text=True,
-        timeout=300, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        [*limited, *command(f"--workdir={tmp_path / 'run'}")[1:]],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr
@@ -265,7 +267,7 @@ def test_weights_that_are_gone_or_new_make_results_stale(smoke, environment, tmp
     shutil.copytree(smoke[0], workdir)
     # Trained again with the same seed the weights are the same, and so is all that was made from them.
     (workdir / "score.json").unlink()
-    shutil.rmtree(workdir / "checkpoints" / "score")
+    shutil.rmtree(next(workdir.glob("checkpoints/score-*/")))
     again = launch(environment, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert "count: done already" in again.stderr
@@ -328,3 +330,22 @@ def test_tensorboard_that_is_not_installed_is_said_before_anything(monkeypatch, 
     assert pipeline.main(config, workdir=str(tmp_path / "run")) == 2
     assert "pip install 'fpjax[tensorboard]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_other_images_are_never_judged_by_weights_that_did_not_see_them(smoke, environment, tmp_path):
+    """data.json deleted and the run begun again on other images: trained again, from nothing."""
+    images, flags = (
+        tmp_path / "a.npy",
+        ["--config.data.source=npz", "--stage=data,score", f"--workdir={tmp_path / 'run'}"],
+    )
+    digests = []
+    for seed in (1, 2):
+        np.save(images, np.random.default_rng(seed).integers(0, 256, (60, 8, 8), dtype=np.uint8))
+        done = launch(environment, f"--config.data.path={images}", *flags)
+        assert done.returncode == 0, done.stderr
+        score = json.loads((tmp_path / "run" / "score.json").read_text())
+        digests.append(score["weights_sha256"])
+        (tmp_path / "run" / "data.json").unlink()
+    assert "score: made from other files than are here now; again" in done.stderr
+    assert digests[0] != digests[1]

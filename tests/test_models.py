@@ -367,3 +367,16 @@ def test_schedules_have_the_alphas_of_their_papers(tmp_path):
 )
 def test_other_processes_are_refused_by_name(tmp_path, changes, message):
     assert message in refused(read_scheduler, scheduler(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (100.0, 0.01), (1000.0, 1.0)])
+def test_group_norm_of_nearly_constant_groups(mean, std):
+    """Against float64: mean squares minus squared means would be wrong by a factor of three at (100, 0.01)."""
+    x = np.asarray(mean + std * np.random.default_rng(0).normal(size=(2, 6, 6, 8)), np.float32)
+    groups = x.astype(np.float64).reshape(2, 36, 2, 4)
+    centred = groups - groups.mean(axis=(1, 3), keepdims=True)
+    exact = (centred / np.sqrt(np.mean(centred**2, axis=(1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
+    norm = GroupNorm(2, 1e-5)
+    found = norm.apply(norm.init(jax.random.key(0), x), x)
+    # The mean itself is rounded, by half a unit in the last place of the values.
+    np.testing.assert_allclose(found, exact, atol=2e-6 + 8 * np.spacing(np.float32(mean)) / np.hypot(std, 3e-3))

@@ -114,6 +114,7 @@ def read_folder(root: Path, *, side: int) -> dict[str, UInt8[np.ndarray, "n h w 
         fix="give the right folder, or copy the images there",
     )
     tops = [path.relative_to(root).parts[0] if path.parent != root else "" for path in files]
+    tops = [_SPLIT_NAMES.get(top.lower(), top) for top in tops]
     if any(split in tops for split in SPLITS):
         others = sorted({top for top in tops if top not in SPLITS})
         check(
@@ -221,6 +222,10 @@ def _check_header(what: str, stream: IO[bytes], size: int) -> None:
         expected=f"{num_bytes:.16g}, as its shape {shape} says",
         fix="replace the file, it is damaged",
     )
+
+
+# As people name them: nobody's test images are to be trained on for a capital letter.
+_SPLIT_NAMES = {**{split: split for split in SPLITS}, "valid": "val", "validation": "val"}
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..checks import check, in_range, one_of, positive
+from ..checks import check, in_range, one_of, positive, whole
 from .layers import GroupNorm, fourier_embedding, halve, repeat, timestep_embedding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -95,7 +95,16 @@ class UNetSettings:
                 expected=f"one flag for each of the {len(self.channels)} levels",
                 fix="give as many as model.channels",
             )
-        for name in ("norm_num_groups", "layers_per_block", "mid_block_scale_factor", "norm_eps"):
+        whole("model", self, names=("norm_num_groups",), most=4096)
+        whole("model", self, names=("layers_per_block",), most=16)
+        check(
+            len(list(self.channels)) <= 8 and all(width <= 4096 for width in self.channels),
+            "model.channels",
+            got=self.channels,
+            expected="at most 8 levels of at most 4096 channels",
+            fix="use (128, 128, 256)",
+        )
+        for name in ("mid_block_scale_factor", "norm_eps"):
             positive(f"model.{name}", getattr(self, name))
         for name in ("attention_head_dim", "attn_norm_num_groups"):
             value = getattr(self, name)
