@@ -271,10 +271,9 @@ class Checkpoints:
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
-        self._background = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            enable_async_checkpointing=self._background,
+            enable_async_checkpointing=jax.default_backend() != "cpu",
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
@@ -294,24 +293,19 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
+        self.wait()
         with self._writing(f"checkpoint at step {step}"):
-            if self._background:
-                self._finish()  # the one before
             _reserve(Path(self._manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             self._manifest(step).unlink(missing_ok=True)  # of one that was deleted by hand
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
-            if not self._background:
-                self._finish()
+        if jax.default_backend() == "cpu":
+            self.wait()
 
     def wait(self) -> None:
         """Waits for what is being written in the background; StageError if that failed."""
         with self._writing("the newest checkpoint"):
-            self._finish()
-
-    def _finish(self) -> None:
-        """Waits, and seals what is complete."""
-        self._manager.wait_until_finished()
-        self._seal()
+            self._manager.wait_until_finished()
+            self._seal()
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -335,6 +329,9 @@ class Checkpoints:
         steps = self._manager.all_steps()
         for step in steps:
             if not self._manifest(step).is_file():
+                # Orbax writes the directory's path into these, and asks only whether they are there.
+                for mark in (Path(self._manager.directory) / str(step)).rglob("commit_success.txt"):
+                    mark.write_bytes(b"")
                 write_json(self._manifest(step), _file_digests(Path(self._manager.directory) / str(step)))
         for left in self._manifest(0).parent.glob(f"{Path(self._manager.directory).name}-*.json"):
             if left not in map(self._manifest, steps):
@@ -399,6 +396,5 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for writes and releases the directory; StageError if one failed."""
-        with self._writing("the newest checkpoint"):
-            self._finish()
-            self._manager.close()
+        self.wait()
+        self._manager.close()

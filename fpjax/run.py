@@ -79,9 +79,9 @@ class Run:
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Checkpoints of one network; those trained on other data have another name."""
-        made_from, score = self.made_from("score" if name == "score" else "classifiers"), self.config.score
+        score, stage = self.config.score, "score" if name == "score" else "classifiers"
         keep = {"keep_last": score.keep_last, "keep_every": score.keep_every} if name == "score" else {}
-        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{made_from}", **keep)
+        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{self.made_from(stage)}", **keep)
 
     def result(self, stage: str) -> dict[str, Any]:
         """Result of an earlier stage; RequestError if it is not there."""
