@@ -329,6 +329,9 @@ class Checkpoints:
         steps = self._manager.all_steps()
         for step in steps:
             if not self._manifest(step).is_file():
+                # Orbax writes the directory's path into these, and asks only whether they are there.
+                for mark in (Path(self._manager.directory) / str(step)).rglob("commit_success.txt"):
+                    mark.write_bytes(b"")
                 write_json(self._manifest(step), _file_digests(Path(self._manager.directory) / str(step)))
         for left in self._manifest(0).parent.glob(f"{Path(self._manager.directory).name}-*.json"):
             if left not in map(self._manifest, steps):

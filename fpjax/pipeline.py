@@ -511,7 +511,7 @@ def run(
     members = settings.data.num_members
     search_work(settings.search, this.grid, members + settings.data.num_controls, members)
     count_work(settings.count, this.grid, members)
-    if "score" in wanted and this.state("score") != "done" or stages == ["check"]:
+    if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
     if settings.engine.compilation_cache:
         use_compilation_cache()

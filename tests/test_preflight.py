@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_predictions_scale_with_the_work(tmp_path):
         benchmark.Timing(10, 1.0, 0.0, 1.0, 0),
     )
     before = benchmark.predict(run, timings)
-    assert before["score"][0] == pytest.approx(60 * config.score.batch_size / 10)
+    assert before["score"][0] == pytest.approx(60 * config.score.batch_size / 10 / jax.local_device_count())
     longer = dataclasses.replace(run.config.score, num_steps=120)
     run.config = dataclasses.replace(run.config, score=longer)
     after = benchmark.predict(run, timings)

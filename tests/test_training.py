@@ -271,7 +271,7 @@ def test_newest_checkpoints_and_every_nth_stay(tmp_path):
 
 
 def test_a_checkpoint_that_fails_in_the_background_is_reported(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path / "score")
     checkpoints.save(3, {"w": jnp.zeros(3)})
 
     def full():
