@@ -360,7 +360,12 @@ class TestFolder:
         read = read_folder(tmp_path, side=8)
         assert {split: len(rows) for split, rows in read.items()} == {"train": 3, "val": 1, "test": 2}
         np.testing.assert_array_equal(read["test"], images[4:])
-        self.write(tmp_path / "validation", images[:1])
+        (tmp_path / "val").rename(tmp_path / "Validation")
+        (tmp_path / "test").rename(tmp_path / "TEST")
+        assert {split: len(rows) for split, rows in read_folder(tmp_path, side=8).items()} == {
+            split: len(rows) for split, rows in read.items()
+        }
+        self.write(tmp_path / "extra", images[:1])
         with refused("data.path: got 1 other places with images beside train, val and test"):
             read_folder(tmp_path, side=8)
         with refused("data.path: got val or test, but no train"):
