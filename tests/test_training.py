@@ -178,6 +178,17 @@ def test_parts_of_a_batch_give_its_gradient():
     assert abs(float(seen_else["grad_norm"] / seen["grad_norm"]) - 1) > 1e-3
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("backend", "loops"), [("cpu", False), ("gpu", True)])
+def test_no_gradient_stands_in_a_loop_on_cpu(monkeypatch, accumulate, backend, loops):
+    """There a convolution's is ten times slower, in a scan that is unrolled too."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    settings = dataclasses.replace(SETTINGS, accumulate=accumulate)
+    state = init_state({"w": jnp.zeros(3)}, settings)
+    program = str(jax.make_jaxpr(make_train_step(loss_fn, settings))(state, DATA, jax.random.key(0)))
+    assert ("scan[" in program) == (loops and accumulate > 1)
+
+
 def test_ema_warms_up_as_stated():
     limits = (0.3, 0.15, 0.9)
     settings = TrainingSettings(
