@@ -138,7 +138,8 @@ def test_benchmark_prints_its_table_and_writes_it(environment, tmp_path):
     assert done.returncode == 0, done.stderr
     found = artifacts.read_json(tmp_path / "run" / "benchmark.json")
     names = [program["name"] for program in found["programs"]]
-    assert names == ["evaluation"] * 3 + ["training", "classifier training", "detection", "density"]
+    assert names[:3] == ["evaluation"] * 3
+    assert sorted(names[3:]) == ["classifier training", "density", "detection", "training"]
     assert [program["batch"] for program in found["programs"][:3]] == [1, 4, 16]
     for program in found["programs"]:
         assert program["per_second"] > 0
