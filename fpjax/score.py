@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .checks import one_of
 from .sde import T_MIN_DENSITY, Process, log_snr, time_at_log_snr
-from .types import Image, Images, Key, Scalar, ScoreFn, Time
+from .types import Image, Images, Key, ScoreFn, Time
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 WEIGHTINGS = ("simple", "likelihood")
@@ -94,17 +94,3 @@ def dsm_losses(
     x = factor * (scale * images + std * noise)
     net = model.apply({"params": params}, x, sde.network_time(t), train=True, rngs={"dropout": keys_dropout[0]})
     return DsmLosses(t, jnp.mean((net - noise) ** 2, axis=(1, 2, 3)))  # pyright: ignore[reportOperatorIssue]
-
-
-def dsm_loss(
-    sde: Process,
-    model: nn.Module,
-    params: Any,
-    images: Images,
-    *,
-    key: Key,
-    t_min: float = T_MIN_DENSITY,
-    weighting: str = WEIGHTINGS[0],
-) -> Scalar:
-    """Mean of `dsm_losses` over the batch."""
-    return jnp.mean(dsm_losses(sde, model, params, images, key=key, t_min=t_min, weighting=weighting).per_image)
