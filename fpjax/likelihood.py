@@ -168,13 +168,15 @@ def make_flow(
     def init(x: Image) -> FlowState:
         deltas = jnp.zeros(max(settings.num_probes, 1), x.dtype)
         t = jnp.asarray(settings.t_min, x.dtype)
-        # Near t = 0 everything changes on the scale of t, so that is the first step: choosing one would take evaluations.
-        t_next, controller_state = controller.init(None, t, 1.0, (x, deltas), t, None, lambda *_: None, None)  # pyright: ignore
+        # Near t = 0 everything changes on the scale of t, the first step: to choose one would take evaluations.
+        t_next, controller_state = controller.init(None, t, 1.0, (x, deltas), t, None, lambda *_: None, None)
         probes = jnp.zeros((len(deltas), *x.shape), x.dtype) if settings.num_probes else None
         solver_state = solver.init(term(probes), t, t_next, (x, deltas), None)
-        states = jax.tree.map(jnp.asarray, (solver_state, controller_state))
+        solver_state, controller_state = jax.tree.map(jnp.asarray, (solver_state, controller_state))
         zero = jnp.zeros((), jnp.int32)
-        return FlowState(x, deltas, t, t_next, *states, zero, zero, jnp.zeros((), bool))
+        return FlowState(
+            x, deltas, t, jnp.asarray(t_next), solver_state, controller_state, zero, zero, jnp.zeros((), bool)
+        )
 
     def step(state: FlowState, probes: Any) -> FlowState:
         ode, y = term(probes), (state.x, state.deltas)
@@ -188,6 +190,7 @@ def make_flow(
             lambda new, old: jnp.where(keep, new, old), (ends, solver_state), (y, state.solver)
         )
         # The last step ends at 1, and none before it so near that rounding would make up the rest.
+        t = jnp.asarray(t)
         t_next = jnp.where(t_next > 1 - 1e-6, jnp.where(keep, 1.0, t + 0.5 * (1 - t)), t_next)
         first = state.solver[0] if reuses else False
         return FlowState(
@@ -199,7 +202,7 @@ def make_flow(
             controller_state,
             state.num_steps + 1,
             state.nfe + num_stages + first,
-            (t < 1) & ~(t_next > t),
+            (t < 1) & jnp.logical_not(t_next > t),
         )
 
     def unfinished(state: FlowState) -> Array:
@@ -491,7 +494,8 @@ def log_likelihoods(
                 images_per_s=progress.rate,
             )
         held[slots] = -1
-        if (stopping() or time.monotonic() - saved > _SAVE_EVERY_S) and not done.all():
+        # The end is kept too: a stage may have other densities to compute after these.
+        if stopping() or time.monotonic() - saved > _SAVE_EVERY_S or done.all():
             leaves = {f"slot{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
             write_arrays(path, identity=np.asarray(identity), **host, **leaves)
             saved = time.monotonic()

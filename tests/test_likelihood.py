@@ -95,9 +95,7 @@ def of_mixture(mixture, settings):
 
     @jax.jit
     def solve(x):
-        return log_likelihood(
-            SDE, score_fn, x, key=jax.random.key(0), settings=settings, terminal_logp=terminal_logp
-        )
+        return log_likelihood(SDE, score_fn, x, key=jax.random.key(0), settings=settings, terminal_logp=terminal_logp)
 
     return solve(jnp.asarray(x))
 
@@ -151,7 +149,7 @@ def network():
     params = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1))["params"]
     rng = RNG(1)
     # No zeros, such as biases and the last layer start with.
-    return model, jax.tree.map(lambda leaf: leaf + np.float32(0.05 * rng.standard_normal(leaf.shape)), params)
+    return model, jax.tree.map(lambda leaf: leaf + np.float32(0.02 * rng.standard_normal(leaf.shape)), params)
 
 
 def test_parity_with_scipy(network):
@@ -170,9 +168,9 @@ def test_parity_with_scipy(network):
     def joint(t, y):
         return np.concatenate([np.ravel(part) for part in field(jnp.float32(y[:-1]), jnp.float32(t))])
 
-    solved = solve_ivp(joint, (t_min, 1.0), np.append(x.ravel(), 0.0), method="RK45", rtol=1e-5, atol=1e-5)
+    solved = solve_ivp(joint, (t_min, 1.0), np.append(x.ravel(), 0.0), method="RK45", rtol=1e-6, atol=1e-6)
     reference = float(prior_logp(SDE, jnp.asarray(solved.y[:-1, -1]))) + solved.y[-1, -1]
-    settings = OdeSettings(num_probes=0, trace_batch=16)
+    settings = OdeSettings(num_probes=0, trace_batch=16, rtol=1e-6, atol=1e-6)
     found = jax.jit(lambda x: log_likelihood(SDE, score_fn, x, key=jax.random.key(0), settings=settings))(x)
     assert abs(bits_per_dim(float(found.nats), 16) - bits_per_dim(reference, 16)) < 1e-3
     assert abs(float(found.delta_nats)) > 1
