@@ -434,8 +434,8 @@ def _bound(table: dict[str, Any], target: TargetResult, grid: TimeGrid) -> Bound
     cells = []
     for cell in cells_to(target.t_prime):
         at = int(np.flatnonzero(level == cell.at)[0])
-        times = (float(t[i]) for i in (cell.low, cell.high, cell.at))
-        cells.append(BoundCell(*times, cell.log_sup, cell.log_term, float(effective[at]), int(chains[at])))
+        low, high, sup = (float(t[i]) for i in (cell.low, cell.high, cell.at))
+        cells.append(BoundCell(low, high, sup, cell.log_sup, cell.log_term, float(effective[at]), int(chains[at])))
     return Bound(
         row=target.row,
         t_prime=target.t_prime,

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.special import logsumexp
 
 from .artifacts import MetricsLog
 from .chains import Block, Engine, Work, make_work, run_saved
@@ -79,8 +78,8 @@ def log_mean_exp(values: np.ndarray) -> tuple[float, float]:
     """
     if not len(values):
         return np.nan, np.nan
-    total = logsumexp(values)
-    return float(total - np.log(len(values))), float(np.exp(2 * total - logsumexp(2 * values)))
+    weights = np.exp(values - np.max(values))
+    return float(np.max(values) + np.log(np.mean(weights))), float(np.sum(weights) ** 2 / np.sum(weights**2))
 
 
 class Cell(NamedTuple):
@@ -121,7 +120,7 @@ def darboux_cells(
 
 def log_darboux_sum(cells: list[Cell]) -> float:
     """Logarithm of the sum; -inf without cells, nan where a cell's sup is not known."""
-    return float(logsumexp([cell.log_term for cell in cells])) if cells else -np.inf
+    return float(np.logaddexp.reduce([cell.log_term for cell in cells])) if cells else -np.inf
 
 
 def top_levels(search: dict[str, Any]) -> list[int]:

@@ -77,7 +77,9 @@ def test_the_sum_of_a_smooth_curve_nears_its_integral_from_above():
     fine, edges = fine_levels(1024, BoundSettings(num_cells=3, levels_per_cell=256))
     cells = darboux_cells(std, edges, fine, log_mean[fine], end=512)
     assert [(cell.low, cell.high, cell.at) for cell in cells] == [(0, 341, 341), (341, 512, 512)]
-    assert log_darboux_sum(cells) == pytest.approx(1000 + np.log(std[341] * (1 + std[341] ** 2) + 2 * (1 - std[341])), abs=2e-3)
+    assert log_darboux_sum(cells) == pytest.approx(
+        1000 + np.log(std[341] * (1 + std[341] ** 2) + 2 * (1 - std[341])), abs=2e-3
+    )
 
 
 def test_gaps_and_nothing():
@@ -117,7 +119,7 @@ def test_gaussian_in_closed_form(tmp_path):
     # Rademacher probes are exact here; what is left is Monte Carlo and 4e-4 nats a dimension.
     values = [np.exp(np.asarray(n) - m) for n, m in zip(found.nats, found.log_mean, strict=True)]
     errors = np.asarray([np.std(v) / np.sqrt(len(v)) for v in values])
-    assert np.all(np.abs(found.log_mean - expected) < 4.5 * errors + 2e-3)
+    assert np.all(np.abs(found.log_mean - expected) < 4.5 * errors + 5e-3)
     assert np.abs(found.log_mean - np.roll(expected, 1)).max() > 0.05
     np.testing.assert_allclose(found.effective, [len(v) / np.mean(v**2) for v in values], rtol=1e-6)
     assert found.num_chains.tolist() == [1] + [600] * (len(found.level) - 1)
