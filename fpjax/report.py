@@ -298,32 +298,21 @@ def _group(group: NllGroup) -> tuple[str, str]:
     return f"mean NLL, {group.name}", f"{mean}, {_plural(len(group.bits_per_dim), 'image')}{lost}"
 
 
-def _diagnosed(group: NllGroup) -> list[str]:
+def _diagnosed(found: NllDiagnostics) -> str:
     """How a group's densities came about: parts, noise, evaluations, outcomes."""
-    found = group.diagnostics or NllDiagnostics({}, math.nan, math.nan, math.nan, math.nan, 0)
+    sign = "-" if found.divergence_nats < 0 else "+"
     lost = [f"{count:,} {name}" for name, count in found.outcomes.items() if count and name != "converged"]
-    return [
-        f"{_fixed(found.prior_nats, 3)} {'-' if found.divergence_nats < 0 else '+'} "
-        f"{_fixed(abs(found.divergence_nats), 3)}",
-        f"+- {_small(found.image_error)}" if math.isfinite(found.image_error) else MISSING,
-        f"{_fixed(found.median_evaluations, 0)}, {found.most_evaluations:,}",
-        ", ".join(lost) or "all converged",
+    parts = [
+        f"prior {_fixed(found.prior_nats, 2)} {sign} divergence {_fixed(abs(found.divergence_nats), 2)} nats/dim",
+        f"one image +- {_small(found.image_error)} bits/dim" if math.isfinite(found.image_error) else "",
+        f"evaluations: median {_fixed(found.median_evaluations, 0)}, most {found.most_evaluations:,}",
+        f"lost: {', '.join(lost)}" if lost else "",
     ]
-
-
-_DIAGNOSED = ("nats/dim: prior + divergence", "one image, bits/dim", "evaluations, median and most", "lost")
+    return "; ".join(part for part in parts if part)
 
 
 def _diagnostic_rows(result: AuditResult) -> Rows:
-    """The parts of `_diagnosed` in one cell for each group."""
-    return [
-        (
-            f"of {group.name}",
-            "; ".join(f"{label} {value}" for label, value in zip(_DIAGNOSED, _diagnosed(group), strict=True)),
-        )
-        for group in result.nll
-        if group.diagnostics
-    ]
+    return [(f"of {group.name}", _diagnosed(group.diagnostics)) for group in result.nll if group.diagnostics]
 
 
 def _snapshot_cells(snapshot: NllSnapshot) -> list[str]:
@@ -1110,7 +1099,7 @@ def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
             "<h3>How these densities came about</h3>\n"
             + _table(_shown(_diagnostic_rows(result)), ["Group", "Parts, noise and cost"])
             + '<p class="soft">The noise of one image is its own standard error, over repeats with other dequantisation '
-            "and probes, or else over the probes; n/a where neither was repeated. Evaluations are of the network with its "
+            "and probes, or else over the probes; left out where neither was repeated. Evaluations are of the network with its "
             "divergence.</p>\n"
             if _diagnostic_rows(result)
             else ""
