@@ -405,16 +405,14 @@ def _nll_of_members(likelihood: dict[str, Any], num_members: int) -> tuple[list[
     return members, ranks
 
 
-def _snapshots(likelihood: dict[str, Any], num_members: int) -> list[NllSnapshot]:
-    """The followed images at each kept length of training, in the order of the main study's first rows."""
-    found = []
-    for snapshot in likelihood["snapshots"]:
-        followed = len(snapshot["nats"])
-        table = {
-            **{name: likelihood[name] for name in ("num_dims", "t_min")},
-            **{name: likelihood[name][:followed] for name in ("group", "row")},
-            **snapshot,
-        }
+def _snapshots(likelihood: dict[str, Any], num_members: int, *, num_steps: int) -> list[NllSnapshot]:
+    """The followed images at each kept length of training, and at its end; they are the study's first rows."""
+    if not likelihood["snapshots"]:
+        return []
+    followed, found = len(likelihood["snapshots"][0]["nats"]), []
+    end = {name: values[:followed] for name, values in likelihood.items() if isinstance(values, list)}
+    for snapshot in [*likelihood["snapshots"], {"step": num_steps}]:
+        table = {"num_dims": likelihood["num_dims"], **end, **snapshot}
         members, ranks = _nll_of_members(table, num_members)
         found.append(NllSnapshot(snapshot["step"], _nll(table), members, ranks))
     return found
@@ -606,7 +604,7 @@ def make_audit(
         settings=settings,
         provenance=provenance,
         stamped=stamped,
-        snapshots=_snapshots(likelihood, num_members),
+        snapshots=_snapshots(likelihood, num_members, num_steps=results["score"]["num_steps"]),
         bound=[_bound(results["bound"], target, grid) for target in targets[:num_members]]
         if results["bound"]["target"]
         else [],

@@ -615,8 +615,8 @@ def _run_stage(this: Run, stage: str) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise StageError(
-            f"{stage}: out of memory; lower engine.slots, score.batch_size, classifiers.batch_size or "
-            "likelihood.batch_size, and see --stage=check"
+            f"{stage}: out of memory; lower engine.slots, score.batch_size, classifiers.batch_size, "
+            "likelihood.batch_size or ode.trace_batch, and see --stage=check"
         ) from error
     print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if stopping():

@@ -330,8 +330,8 @@ def _snapshot_rows(result: AuditResult) -> Rows:
     ]
 
 
-def _log_sum(value: float) -> str:
-    return "-infinity: no chain came back" if value == -math.inf else f"{_fixed(value, 1)} nats"
+def _log_sum(value: float, end: float) -> str:
+    return f"{_fixed(value, 1)} nats (up to t = {_small(end)})" if end else "none: there is no such t"
 
 
 def _bound_rows(found: Bound) -> Rows:
@@ -341,11 +341,8 @@ def _bound_rows(found: Bound) -> Rows:
     inflation = found.trace_error**2 / 2
     lost = f", {found.not_converged:,} more did not converge" if found.not_converged else ""
     return [
-        ("log of the sum up to t'", f"{_log_sum(found.log_sum)} (t' = {_small(found.t_prime)})"),
-        (
-            "log of the sum up to t'_alpha",
-            f"{_log_sum(found.log_sum_alpha)} (t'_alpha = {_small(found.t_prime_alpha)})",
-        ),
+        ("log of the sum up to t'", _log_sum(found.log_sum, found.t_prime)),
+        ("log of the sum up to t'_alpha", _log_sum(found.log_sum_alpha, found.t_prime_alpha)),
         (
             "cells; largest term",
             f"{len(found.cells)}; "
@@ -362,9 +359,9 @@ def _bound_rows(found: Bound) -> Rows:
         ),
         (
             "noise of a density by its trace",
-            f"+- {_fixed(found.trace_error, 1)} nats, which raises the logs by about {_fixed(inflation, 1)}"
+            f"+- {_fixed(found.trace_error, 1)} nats; it raises the logs, by at most {_fixed(inflation, 1)} in the mean"
             if math.isfinite(found.trace_error)
-            else MISSING,
+            else f"{MISSING} (one probe, not repeated)",
         ),
         ("t_min, which sets its size", f"{found.t_min:g}"),
         ("what it means", "a sum of densities, not of probabilities: it bounds none"),

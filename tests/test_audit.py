@@ -34,7 +34,7 @@ def results(
     groups = ["member", "clean original"] + ["held-out target"] * 4
     return {
         "data": {"num_train": num_train},
-        "score": {},
+        "score": {"num_steps": 100},
         "classifiers": {
             "threshold": 0.5,
             "errors": {
@@ -242,8 +242,10 @@ def test_likelihood_diagnostics():
     assert found.prior_nats == pytest.approx(-2.0)
     assert found.divergence_nats == pytest.approx(-7.5)
     assert found.image_error == pytest.approx(np.sqrt((1 + 4 + 9) / 3) / (10 * np.log(2)))
-    (snapshot,) = result.snapshots
-    assert snapshot.step == 50
+    snapshot, end = result.snapshots
+    assert (snapshot.step, end.step) == (50, 100)
+    assert end.member == [2.0]  # of the study itself, of which the snapshots follow the first rows
+    assert [len(g.bits_per_dim) for g in end.groups] == [1, 1, 2]
     assert snapshot.member == [3.0]
     assert snapshot.rank_p == [pytest.approx(1 / 3)]
     assert [g.name for g in snapshot.groups] == ["member", "clean original", "held-out target"]
