@@ -120,7 +120,10 @@ def darboux_cells(
 
 def log_darboux_sum(cells: list[Cell]) -> float:
     """Logarithm of the sum; -inf without cells, nan where a cell's sup is not known."""
-    return float(np.logaddexp.reduce([cell.log_term for cell in cells])) if cells else -np.inf
+    terms = [cell.log_term for cell in cells]
+    if not terms:
+        return -np.inf
+    return np.nan if np.isnan(terms).any() else float(np.logaddexp.reduce(terms))
 
 
 def top_levels(search: dict[str, Any]) -> list[int]:
