@@ -87,20 +87,22 @@ def augmix(key: Key, image: Image, settings: AugMixSettings) -> Image:
 
 def draw_plan(key: Key, shape: tuple[int, int], settings: AugMixSettings) -> AugMixPlan:
     """Draws what `augmix` does to an image of `shape` (h, w)."""
-    key_operation, key_level, key_sign, key_depth, key_weights = jr.split(key, 5)
-    steps = (settings.width, 3 if settings.depth == -1 else settings.depth)
-    operations = jr.randint(key_operation, steps, 1, len(OPERATIONS))
+    key_uniform, key_gamma = jr.split(key)
+    width, depth = settings.width, 3 if settings.depth == -1 else settings.depth
+    # One draw for all: on a CPU each call of the generator takes about as long to compile as all the operations.
+    uniform = jr.uniform(key_uniform, (width, 3 * depth + 3), minval=jnp.finfo(jnp.float32).tiny)
+    which, levels, signs = jnp.split(uniform[:, :-3], 3, axis=1)
+    operations = 1 + (which * (len(OPERATIONS) - 1)).astype(jnp.int32)
     if settings.depth == -1:
-        depths = jr.randint(key_depth, (settings.width, 1), 1, 4)
-        operations = jnp.where(jnp.arange(3) < depths, operations, OPERATIONS.index("identity"))
-    levels = jr.uniform(key_level, steps, minval=0.1, maxval=settings.severity)
-    every = jnp.stack(magnitudes(levels, shape), axis=-1)
+        operations = jnp.where(jnp.arange(3) < 1 + jnp.floor(3 * uniform[:, -3:-2]), operations, 0)
+    every = jnp.stack(magnitudes(0.1 + levels * (settings.severity - 0.1), shape), axis=-1)
     chosen = jnp.take_along_axis(every, operations[..., None], axis=-1)[..., 0]
-    signs = jnp.where(operations > _NUM_TABLES, jr.rademacher(key_sign, steps, dtype=jnp.float32), 1.0)
-    # Gamma variates over their sum are Dirichlet, and two of them Beta: one draw serves both, in logarithms.
-    gammas = jr.loggamma(key_weights, settings.alpha, (settings.width + 2,))
-    weights, keep = jax.nn.softmax(gammas[:-2]), jax.nn.softmax(gammas[-2:])[0]
-    return AugMixPlan(operations, signs * chosen, weights, keep)
+    chosen = jnp.where((operations > _NUM_TABLES) & (signs < 0.5), -chosen, chosen)
+    # Gamma variates over their sum are Dirichlet, and two of them Beta; at alpha = 1, exponential and uniform.
+    if settings.alpha == 1:
+        return AugMixPlan(operations, chosen, jax.nn.softmax(jnp.log(-jnp.log(uniform[:, -2]))), uniform[0, -1])
+    log_gammas = jr.loggamma(key_gamma, settings.alpha, (width + 2,))
+    return AugMixPlan(operations, chosen, jax.nn.softmax(log_gammas[2:]), jax.nn.softmax(log_gammas[:2])[0])
 
 
 def magnitudes(levels: Float[Array, "*n"], shape: tuple[int, int]) -> tuple[Float[Array, "*n"], ...]:
