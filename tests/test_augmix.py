@@ -132,9 +132,10 @@ def test_mixtures_are_pillows(severity, levels):
     each = [AugMixPlan(*fields) for fields in zip(*plans, strict=True)]
     expected = [pillow_augmix.mix(image, plan) for image, plan in zip(images, each, strict=True)]
     gap = 128 * np.abs(mixed - np.stack(expected))
-    # A level lost in a step may cross a later solarize's threshold, and equalize spreads levels.
-    assert np.mean(gap > 1) < 0.005
-    assert np.abs(gap).mean() < 0.05
+    # A level lost in a step may cross a later solarize's threshold, and equalize spreads levels: 4 pixels in a million
+    # were off by more than one, at most by 1.11; the mean gap was 0.005.
+    assert np.mean(gap > 1) < 0.001
+    assert gap.mean() < 0.02
     assert np.abs(mixed - images).mean() > 0.01
 
 
