@@ -29,11 +29,12 @@ from jaxtyping import Array, Bool
 
 from .artifacts import MetricsLog, read_arrays, write_arrays
 from .checks import RequestError, StageError, check, whole
+from .detection import detect_all
 from .processes import gather, num_processes, process_index
 from .progress import Progress, stopping
 from .sampling import Sampler
 from .sde import TimeGrid
-from .types import Image, Key, Level, Scalar
+from .types import DetectFn, Image, Key, Level, Scalar
 
 NO_TARGET = -1
 MAX_CHAINS = 2**31 - 1  # of one piece of work: chains are numbered in int32
@@ -113,19 +114,32 @@ def make_work(target: Any, level: Any, chains: Any, *, first: Any = 0) -> Work:
     Raises:
       RequestError: if there are no chains, or more than int32 can number.
     """
-    columns = [np.ravel(c) for c in np.broadcast_arrays(*(np.asarray(c, np.int64) for c in (target, level, first, chains)))]
-    return concatenate_work([Work(*columns)])
+    columns = np.broadcast_arrays(*(np.asarray(column, np.int64) for column in (target, level, first, chains)))
+    return concatenate_work([Work(*(np.ravel(column) for column in columns))])
 
 
 def concatenate_work(parts: list[Work]) -> Work:
     """All groups of several pieces of work, longest chains first."""
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.argsort(-columns[1], kind="stable")
-    work = Work(*(column[order[columns[3][order] > 0]] for column in columns))
-    most = max(work.num_chains, int(np.max(work.first + work.chains, initial=0)))
-    check(np.all(columns[3] >= 0) and most > 0, "work", got="no chains", expected="at least one", fix="ask for chains and levels")
-    check(most <= MAX_CHAINS, "work", got=f"{most:,} chains", expected=f"at most {MAX_CHAINS:,}", fix="ask for fewer")
-    return work
+    work = Work(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    # In float64, which sums do not overflow.
+    total, last = np.sum(work.chains, dtype=float), np.max(work.first + work.chains, initial=0)
+    check(
+        total > 0 and np.min(work.chains) >= 0 and np.min(work.first) >= 0,
+        "work",
+        got=f"no chains in {len(work.chains)} groups" if total == 0 else "a negative number of chains",
+        expected="at least one",
+        fix="ask for chains and levels",
+    )
+    check(
+        max(total, last) <= MAX_CHAINS,
+        "work",
+        got=f"{max(total, last):,.0f} chains",
+        expected=f"at most {MAX_CHAINS:,}, which int32 can number",
+        fix="ask for fewer chains or levels, or split the work",
+    )
+    order = np.argsort(-work.level, kind="stable")
+    order = order[work.chains[order] > 0]
+    return Work(*(column[order] for column in work))
 
 
 def chain_key(key: Key, target: Level, level: Level, chain: Level) -> Key:
@@ -483,6 +497,23 @@ def run_chains(
             state.executed + evaluations * tally.num_executed.astype(np.int64),
         )
         yield Block(finished.images, rows, target, level, chain, state)
+
+
+def block_scores(detect: DetectFn, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Fingerprint and identity scores of the chains of a block, (k,) and (k, targets).
+
+    Raises:
+      StageError: if a score is not a number; the message names the chain.
+    """
+    fingerprint, identity = detect_all(detect, block.images, block.rows)
+    bad = np.flatnonzero(np.isnan(fingerprint) | np.isnan(identity).any(axis=1))
+    if len(bad):
+        first = describe_chain(block.target[bad[0]], block.level[bad[0]], block.chain[bad[0]])
+        raise StageError(
+            f"the detector's score of {first} is not a number ({len(bad)} of {len(block.rows)} chains in this block); "
+            "the image is finite: look for a division by zero in the detector"
+        )
+    return fingerprint, identity
 
 
 SAVE_EVERY_S = 10.0
