@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .artifacts import MetricsLog
-from .chains import MAX_CHAINS, Block, Engine, Work, concatenate_work, make_work, run_saved
+from .chains import MAX_CHAINS, Block, Engine, Work, block_scores, concatenate_work, make_work, run_saved
 from .checks import check, in_range, whole
-from .detection import detect_all, exceeding
+from .detection import check_detect, exceeding
 from .sde import TimeGrid
 from .types import DetectFn, Key
 
@@ -88,58 +88,55 @@ def search_work(settings: SearchSettings, grid: TimeGrid, num_targets: int, num_
         expected=f"at most sampler.num_levels = {num_levels}",
         fix="lower it or raise sampler.num_levels",
     )
-    total = settings.rank_levels * settings.rank_chains * num_targets
-    total += settings.member_levels * settings.member_chains * num_members
-    check(
-        total <= MAX_CHAINS, "search", got=f"{total:,} chains", expected=f"at most {MAX_CHAINS:,}", fix="ask for fewer"
-    )
-
-    def every(targets: int, levels: np.ndarray, chains: np.ndarray) -> Work:
-        return make_work(*np.meshgrid(np.arange(targets), levels, chains, indexing="ij"))
-
-    rank = every(
-        num_targets,
-        spaced_levels(grid.level_at(settings.rank_max_t), settings.rank_levels),
-        np.arange(settings.rank_chains),
-    )
-    curve = every(
-        num_members,
-        spaced_levels(num_levels, settings.member_levels),
-        settings.rank_chains + np.arange(settings.member_chains),
-    )
-    return concatenate_work([rank, curve])
+    rank_levels = spaced_levels(grid.level_at(settings.rank_max_t), settings.rank_levels)
+    parts = [make_work(np.arange(num_targets)[:, None], rank_levels, settings.rank_chains)]
+    if settings.member_chains:
+        levels, first = spaced_levels(num_levels, settings.member_levels), settings.rank_chains
+        parts.append(make_work(np.arange(num_members)[:, None], levels, settings.member_chains, first=first))
+    return concatenate_work(parts)
 
 
-def search(
+def count_returns(
     engine: Engine,
     params: Any,
     targets: np.ndarray,
     detect: DetectFn,
-    settings: SearchSettings,
+    work: Work,
     *,
-    num_members: int,
     threshold: float,
     thresholds: tuple[float, ...] = (),
+    curve_from: int = MAX_CHAINS,
     key: Key,
-    path: Path,
-    log: MetricsLog,
+    path: Path | None = None,
+    log: MetricsLog | None = None,
+    label: str = "search",
 ) -> SearchResult:
-    """Runs all chains of the search and counts those that both classifiers call the target they started from.
+    """Runs chains from targets and counts those that both classifiers call the target they started from.
 
     Args:
-      targets: (k, h, w, c) float32 in model range, members first.
+      targets: (k, h, w, c) float32 in model range.
       detect: a jitted `DetectFn`.
+      work: each of its items names a target.
       threshold: score above which a classifier says yes.
       thresholds: others, at which detections are counted too.
-      path: where an interrupted run is kept.
+      curve_from: chains with this number or a higher one are of the phase `CURVE`, those below it of `RANK`.
+      path: where an interrupted run is kept; None: nowhere.
+      log: of the progress; None: none.
     """
     num_levels = engine.grid.num_levels
-    work = search_work(settings, engine.grid, len(targets), num_members)
+    check_detect(detect, engine.image_shape, len(targets))
+    check(
+        bool(np.all(work.target >= 0)),
+        "search",
+        got="chains without a target",
+        expected="chains that could return to one",
+        fix="count plain samples with fpjax.count",
+    )
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
-        fingerprint, identity = detect_all(detect, block.images, block.rows)
+        fingerprint, identity = block_scores(detect, block)
         identity = identity[np.arange(len(block.rows)), block.target]
-        joint, phase = np.minimum(fingerprint, identity), (block.chain >= settings.rank_chains).astype(int)
+        joint, phase = np.minimum(fingerprint, identity), (block.chain >= curve_from).astype(int)
         columns = np.stack(
             [np.ones(len(joint), bool), *(s > threshold for s in (fingerprint, identity, joint))], axis=-1
         )
@@ -148,7 +145,7 @@ def search(
 
     tally = {"counts": np.zeros((len(targets), 2, num_levels + 1, 4 + len(thresholds)), np.int64)}
     state = run_saved(
-        engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="search"
+        engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label=label
     )
     target, phase, level = np.nonzero(tally["counts"][..., 0])
     counts = tally["counts"][target, phase, level]
@@ -161,3 +158,25 @@ def search(
         evaluations=state.num_useful,
         executed=state.num_executed,
     )
+
+
+def search(
+    engine: Engine,
+    params: Any,
+    targets: np.ndarray,
+    detect: DetectFn,
+    settings: SearchSettings,
+    *,
+    num_members: int,
+    **options: Any,
+) -> SearchResult:
+    """Runs all chains of the search.
+
+    Args:
+      targets: (k, h, w, c) float32 in model range, members first.
+      detect: a jitted `DetectFn`.
+      num_members: how many of the targets were trained on.
+      **options: `threshold`, `thresholds`, `key`, `path` and `log` of `count_returns`.
+    """
+    work = search_work(settings, engine.grid, len(targets), num_members)
+    return count_returns(engine, params, targets, detect, work, curve_from=settings.rank_chains, **options)
