@@ -595,7 +595,8 @@ def run_saved(
     shares = [work.share(queue, engine.num_queues) for queue in engine.queues]
     num_chains = sum(share.num_chains for share in shares)
     evaluations = sum(share.num_steps for share in shares) * evaluations_per_step(engine, params)
-    progress, saved = Progress(label, evaluations, "evaluations", done=state.num_useful), time.monotonic()
+    name = f"{label}, process {process_index()}" if process_index() else label
+    progress, saved = Progress(name, evaluations, "evaluations", done=state.num_useful), time.monotonic()
     for block in run_chains(engine, params, targets, work, key=key, state=state):
         if len(block.rows):
             consume(block, tally)
