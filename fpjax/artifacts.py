@@ -279,10 +279,10 @@ class Checkpoints:
             enable_async_checkpointing=jax.default_backend() != "cpu",
             cleanup_tmp_directories=True,
             # Whichever process asks reads or writes alone.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(index, {index}, f"process{index}")
-            if num_processes() > 1
-            else ocp.options.MultiprocessingOptions(),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(index, {index}, f"process{index}"),
+            create=False,
         )
+        directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             directory.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )

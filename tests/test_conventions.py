@@ -20,7 +20,7 @@ LAYERS = {
     "diffusers": 3, "training": 3,
     "classifier": 3, "likelihood": 3, "chains": 3,
     "search": 4, "count": 4, "nearest": 4, "imported": 4,
-    "audit": 5, "report": 6, "config": 6, "run": 7, "benchmark": 8, "preflight": 9, "pipeline": 10,
+    "api": 5, "audit": 5, "report": 6, "config": 6, "run": 7, "benchmark": 8, "preflight": 9, "pipeline": 10,
 }  # fmt: skip
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
