@@ -227,9 +227,9 @@ class Block(NamedTuple):
 class Queue(NamedTuple):
     """The next work items of each device, int32."""
 
-    target: jax.Array
-    level: jax.Array
-    chain: jax.Array
+    target: Any
+    level: Any
+    chain: Any
 
 
 class Engine(NamedTuple):
@@ -391,7 +391,7 @@ def _window(engine: Engine, work: Work, taken: np.ndarray) -> tuple[Queue, np.nd
     """The next items of each device's queue (device d owns items d, d + D, ...), and how many are real."""
     places = taken[:, None] + np.arange(engine.window)
     places = np.asarray(engine.queues)[:, None] + engine.num_queues * places
-    num_queued = np.sum(places < work.num_chains, axis=1, dtype=np.int32)
+    num_queued = np.asarray(np.sum(places < work.num_chains, axis=1), np.int32)
     # Rows past the end are never taken.
     columns = work.items(np.minimum(places, work.num_chains - 1).ravel())
     return Queue(*(column.astype(np.int32) for column in columns)), num_queued
@@ -485,7 +485,7 @@ def run_chains(
         if not finite.all():
             bad = int(np.argmin(finite))
             raise StageError(
-                f"{describe_chain(target[bad], level[bad], chain[bad])} became non-finite "
+                f"{describe_chain(*(int(c[bad]) for c in (target, level, chain)))} became non-finite "
                 f"({int((~finite).sum())} of {len(rows)} chains in this block); the score model returns "
                 "non-finite values: train it longer, lower its learning rate, or check its input range"
             )
@@ -508,7 +508,7 @@ def block_scores(detect: DetectFn, block: Block) -> tuple[np.ndarray, np.ndarray
     fingerprint, identity = detect_all(detect, block.images, block.rows)
     bad = np.flatnonzero(np.isnan(fingerprint) | np.isnan(identity).any(axis=1))
     if len(bad):
-        first = describe_chain(block.target[bad[0]], block.level[bad[0]], block.chain[bad[0]])
+        first = describe_chain(*(int(c[bad[0]]) for c in (block.target, block.level, block.chain)))
         raise StageError(
             f"the detector's score of {first} is not a number ({len(bad)} of {len(block.rows)} chains in this block); "
             "the image is finite: look for a division by zero in the detector"
@@ -597,7 +597,8 @@ def run_saved(
     shares = [work.share(queue, engine.num_queues) for queue in engine.queues]
     num_chains = sum(share.num_chains for share in shares)
     evaluations = sum(share.num_steps for share in shares) * evaluations_per_step(engine, params)
-    progress, saved = Progress(label, evaluations, "evaluations", done=state.num_useful), time.monotonic()
+    name = f"{label}, process {process_index()}" if process_index() else label
+    progress, saved = Progress(name, evaluations, "evaluations", done=state.num_useful), time.monotonic()
     for block in run_chains(engine, params, targets, work, key=key, state=state):
         if len(block.rows):
             consume(block, tally)

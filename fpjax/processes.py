@@ -9,6 +9,7 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -60,10 +61,14 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None)
             expected="how many there are, and which of them this is, from 0",
             fix=fix,
         )
-    told = {} if auto else {"coordinator_address": coordinator, "cluster_detection_method": "deactivate"}
     try:
         jax.distributed.initialize(
-            num_processes=num_processes, process_id=process_id, shutdown_timeout_seconds=LONGEST_S, **told
+            None if auto else coordinator,
+            num_processes,
+            process_id,
+            # On clusters that JAX knows it would take one device for each process unless all is told.
+            cluster_detection_method=None if auto else "deactivate",
+            shutdown_timeout_seconds=LONGEST_S,
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).split(" [type")[0][:160]
@@ -71,14 +76,17 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None)
 
 
 def _put(meeting: int, content: bytes) -> None:
-    distributed.global_state.client.key_value_set_bytes(f"fpjax/{meeting}/{process_index()}", content)
+    """What this process has for the others."""
+    store: Any = distributed.global_state.client
+    store.key_value_set_bytes(f"fpjax/{meeting}/{process_index()}", content)
 
 
 def _get(meeting: int, process: int) -> bytes:
     """What a process has put, as soon as it has; `Stopped` if a signal comes while waiting."""
+    store: Any = distributed.global_state.client
     while True:
         try:
-            return distributed.global_state.client.blocking_key_value_get_bytes(f"fpjax/{meeting}/{process}", 1000)
+            return store.blocking_key_value_get_bytes(f"fpjax/{meeting}/{process}", 1000)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise

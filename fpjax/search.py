@@ -158,7 +158,7 @@ def count_returns(
         "search",
         got="chains without a target",
         expected="chains that could return to one",
-        fix="count plain samples with fpjax.count",
+        fix="count plain samples with audit_count",
     )
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:

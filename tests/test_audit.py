@@ -113,15 +113,15 @@ def test_memorised_without_a_single_reproduction():
 def test_t_prime_alpha_is_of_fresh_chains_where_there_are_some():
     """Chains that chose where to look again move t' and t50, but not the test over levels."""
     contents = results(member_curve=(16, 16, 16, 16))
-    more = {"target": [0] * 4, "phase": [1, 1, 2, 2], "level": [5, 45, 15, 25], "num_chains": [16] * 4}
+    more = {"target": [0] * 4, "phase": [1, 1, 2, 2], "level": [5, 18, 6, 10], "num_chains": [16] * 4}
     hits = {"num_detected": [16, 2, 16, 0], "num_identity": [16] * 4}
     search = contents["search"]
     for name, values in (more | hits).items():
         search[name] = [*search[name], *values]
     options = {"name": "x", "sampler": "ancestral", "seed": 0, "provenance": {}}
     target = make_audit(contents, GRID, SubVP(), AuditSettings(), **options).targets[0]
-    assert target.t_prime == pytest.approx(GRID.t[45])
-    assert target.t_prime_alpha == target.t_prime_alpha_upper == pytest.approx(GRID.t[15])
+    assert target.t_prime == pytest.approx(GRID.t[18])
+    assert target.t_prime_alpha == target.t_prime_alpha_upper == pytest.approx(GRID.t[6])
 
 
 def test_the_rank_uses_only_chains_that_controls_have_too():
