@@ -339,12 +339,9 @@ def _detector_rows(result: AuditResult) -> Rows:
 
 
 def _evaluation_rows(result: AuditResult) -> Rows:
-    spent, most = result.evaluations["search"]["useful"], result.exhaustive_evaluations
-    share = "" if result.strategy == "exhaustive" else f" ({_small(spent / most)} of the exhaustive search's {most:,})"
-    rows = [
-        ("strategy of the search", f"{result.strategy}, {spent:,} evaluations{share}"),
-        ("what it cannot see", result.strategy_misses),
-    ]
+    share = result.evaluations["search"]["useful"] / result.exhaustive_evaluations
+    cost = "" if result.strategy == "exhaustive" else f" for {_small(share)} of what the exhaustive search would take"
+    rows = [("strategy of the search", f"{result.strategy}{cost}"), ("what it cannot see", result.strategy_misses)]
     for stage, spent in result.evaluations.items():
         useful = _fixed(100 * spent["useful"] / spent["executed"], 1) if spent["executed"] else MISSING
         rows.append((f"network evaluations, {stage}", f"{spent['executed']:,}, {useful} % of them useful"))
