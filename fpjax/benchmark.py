@@ -139,11 +139,12 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
 
     def chains(work: Work) -> float:
         evaluations = evaluations_per_step(run.engine, shapes) * work.num_steps
-        return seconds(evaluations, "evaluation", over=devices) + seconds(len(work.level), "detection")
+        return seconds(evaluations, "evaluation", over=devices) + seconds(work.num_chains, "detection")
 
     shapes = jax.eval_shape(run.init_params, jax.random.key(0))
     epochs, settings = config.classifiers.max_epochs, config.classifiers
     images, ends = num_densities(run), num_bound_chains(run)
+    bound_chains = bound_work(config.bound, [run.grid.num_levels] * members)
     score = config.score.num_steps * config.score.batch_size
     times = {}
     if "training" in timings:
@@ -163,7 +164,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
             f"{images} densities, if each takes {ODE_EVALUATIONS} evaluations",
         ),
         "bound": (
-            chains(bound_work(config.bound, [run.grid.num_levels] * members))
+            (chains(bound_chains) if bound_chains else 0.0)
             + seconds(ends * config.bound.repeats * ODE_EVALUATIONS, "density", over=devices),
             f"at most {ends} chains, the same",
         ),
@@ -188,7 +189,8 @@ def num_densities(run: Run) -> int:
 def num_bound_chains(run: Run) -> int:
     """Chains of the bound, if members return from every level."""
     tops = [run.grid.num_levels] * run.config.data.num_members
-    return len(bound_work(run.config.bound, tops).level) if run.config.bound.num_chains else 0
+    work = bound_work(run.config.bound, tops)
+    return work.num_chains if work else 0
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from .artifacts import MetricsLog
@@ -132,18 +131,25 @@ def top_levels(search: dict[str, Any]) -> list[int]:
     return [int(level[(target == row) & (hits > 0)].max(initial=0)) for row in range(search["num_members"])]
 
 
-def bound_work(settings: BoundSettings, tops: list[int]) -> Work:
-    """Chains of all members, at their fine levels above 0."""
-    parts = [
-        np.stack(np.meshgrid(row, fine_levels(top, settings)[0][1:], np.arange(settings.num_chains), indexing="ij"))
-        for row, top in enumerate(tops)
-    ]
-    return make_work(*np.concatenate([part.reshape(3, -1) for part in parts], axis=1))
+def bound_work(settings: BoundSettings, tops: list[int]) -> Work | None:
+    """Chains of all members at their fine levels above 0; None if there are none."""
+    levels = [fine_levels(top, settings)[0][1:] for top in tops]
+    target = np.repeat(np.arange(len(tops)), [len(each) for each in levels])
+    if not len(target) or not settings.num_chains:
+        return None
+    return make_work(target, np.concatenate(levels), settings.num_chains)
 
 
-def bound(
+class Ends(NamedTuple):
+    """The images whose densities are averaged: each member itself, at level 0, then the ends of its chains."""
+
+    target: np.ndarray
+    level: np.ndarray
+    images: np.ndarray  # (n, h, w, c) float32
+
+
+def chain_ends(
     engine: Engine,
-    density: DensityEngine,
     params: Any,
     targets: np.ndarray,
     tops: list[int],
@@ -151,59 +157,70 @@ def bound(
     *,
     key: Key,
     path: Path,
-    density_path: Path,
-    log: MetricsLog,
-) -> BoundResult:
-    """Runs the chains of every member and computes the densities of their ends.
+    log: MetricsLog | None,
+) -> Ends:
+    """Runs the chains of every member; several processes share them.
 
     Args:
       engine: of the sampler that was searched.
-      density: of the same model, with the same parameters.
       targets: (k, h, w, c) float32 in model range, members first.
       tops: of `top_levels`.
-      path: where interrupted chains are kept; `density_path`: where interrupted densities are.
+      path: where interrupted chains are kept.
     """
-    members = targets[: len(tops)]
-    levels = [fine_levels(top, settings) for top in tops]
-    work = bound_work(settings, tops)
-    place = {item: i for i, item in enumerate(zip(*(c.tolist() for c in work), strict=True))}
-    ends = np.zeros((len(work.level), *targets.shape[1:]), np.float32)
+    members, work = targets[: len(tops)].astype(np.float32), bound_work(settings, tops)
+    rows, none = np.arange(len(members)), np.zeros(len(members), int)
+    if work is None:
+        return Ends(rows, none, members)
+    target, level, chain = work.items(np.arange(work.num_chains))
+    place = {item: i for i, item in enumerate(zip(target.tolist(), level.tolist(), chain.tolist(), strict=True))}
+    tally = {"ends": np.zeros((work.num_chains, *members.shape[1:]), np.float32)}
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
         items = zip(block.target.tolist(), block.level.tolist(), block.chain.tolist(), strict=True)
         tally["ends"][[place[item] for item in items]] = np.asarray(block.images)[block.rows]
 
-    key_chains, key_density = jax.random.split(key)
-    if len(ends):
-        run_saved(
-            engine,
-            params,
-            members,
-            work,
-            key=key_chains,
-            tally={"ends": ends},
-            consume=consume,
-            path=path,
-            log=log,
-            label="bound (chains)",
-        )
+    label = "bound (chains)"
+    # The densities follow.
+    run_saved(
+        engine, params, members, work, key=key, tally=tally, consume=consume, path=path, log=log, label=label, keep=True
+    )
+    return Ends(np.concatenate([rows, target]), np.concatenate([none, level]), np.concatenate([members, tally["ends"]]))
+
+
+def bound(
+    density: DensityEngine,
+    params: Any,
+    ends: Ends,
+    tops: list[int],
+    settings: BoundSettings,
+    *,
+    key: Key,
+    path: Path,
+    log: MetricsLog,
+) -> BoundResult:
+    """Densities of the chains' ends, and their means by member and fine level.
+
+    Args:
+      density: of the model that the chains are of, with the same parameters.
+      ends: of `chain_ends`, with the same tops and settings.
+      path: where interrupted densities are kept.
+    """
+    levels = [fine_levels(top, settings) for top in tops]
     # The exact trace is the same every time.
     repeats = settings.repeats if density.settings.num_probes else 1
     found = log_likelihoods(
         density,
         params,
-        np.concatenate([members, ends]).astype(np.float32),
-        key=key_density,
-        path=density_path,
+        ends.images,
+        key=key,
+        path=path,
         log=log,
         repeats=repeats,
         limit=np.inf,  # the ends of a poor model's chains may lie anywhere
         label="bound",
     )
-    target = np.concatenate([np.arange(len(members)), work.target])
-    level = np.concatenate([np.zeros(len(members), int), work.level])
     rows = [(row, one) for row, (fine, _) in enumerate(levels) for one in fine.tolist()]
-    nats = [found["nats"][(target == row) & (level == one)] for row, one in rows]
+    nats = [found["nats"][(ends.target == row) & (ends.level == one)] for row, one in rows]
     known = [values[~np.isnan(values)] for values in nats]
     means = np.asarray([log_mean_exp(values) for values in known])
     error = found["probe_error" if repeats == 1 else "repeat_error"]

@@ -25,6 +25,7 @@ from .likelihood import DensityEngine, make_density_engine
 from .models.unet import UNet
 from .nearest import make_nearest_detect_fn
 from .oracle import empirical_score_fn
+from .processes import num_processes
 from .sampling import make_grid, make_sampler
 from .score import PREDICTIONS, DsmLosses, dsm_losses, make_score_fn
 from .sde import Process, TimeGrid
@@ -259,13 +260,14 @@ class Run:
         weighting = self.config.score.weighting
         return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, weighting=weighting)
 
-    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0) -> Engine:
+    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0, devices: Any = None) -> Engine:
         settings = self.config.engine
         return make_engine(
             lambda params: make_sampler(self.config.sampler, self.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
             dataclasses.replace(settings, slots=slots or settings.slots),
+            devices=devices,
         )
 
     @functools.cached_property
@@ -291,20 +293,23 @@ class Run:
     @functools.cached_property
     def _grid_engine(self) -> Engine:
         """A few chains, for samples in the course of training."""
-        return self._engine(self.make_score, slots=-(-NUM_GRID // jax.local_device_count()))
+        devices = jax.local_devices()
+        return self._engine(self.make_score, slots=-(-NUM_GRID // len(devices)), devices=devices)
 
     def draw_grid(self, params: Any, *, key: Key) -> np.ndarray:
         """`NUM_GRID` plain samples as bytes; StageError if the model returns non-finite values."""
         return self._draw(self._grid_engine, params, NUM_GRID, key=key)
 
     def draw_samples(self, count: int, *, key: Key) -> np.ndarray:
-        """Plain samples of the trained model as bytes."""
+        """Plain samples of the trained model as bytes, on the devices of this process."""
         if not count:
             return np.zeros((0, *self.image_shape), np.uint8)
-        return self._draw(self.engine, self.score_params, count, key=key)
+        alone = num_processes() == 1
+        engine = self.engine if alone else self._engine(self.make_score, devices=jax.local_devices())
+        return self._draw(engine, self.score_params, count, key=key)
 
     def _draw(self, engine: Engine, params: Any, count: int, *, key: Key) -> np.ndarray:
-        work = make_work(NO_TARGET, self.grid.num_levels, np.arange(count))
+        work = make_work(NO_TARGET, self.grid.num_levels, count)
         samples = np.zeros((count, *self.image_shape), np.uint8)
         for block in run_chains(engine, params, self.targets[:1], work, key=key):
             samples[block.chain] = to_bytes(np.asarray(block.images)[block.rows])

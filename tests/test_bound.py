@@ -13,6 +13,7 @@ from fpjax.bound import (
     BoundSettings,
     bound,
     bound_work,
+    chain_ends,
     darboux_cells,
     fine_levels,
     log_darboux_sum,
@@ -49,18 +50,12 @@ def run(tmp_path, make_score, targets, tops, settings, *, grid, ode=None, name="
         block_steps=8,
         devices=jax.devices()[:1],
     )
-    return bound(
-        engine,
-        density,
-        jnp.float32(1.0),
-        targets,
-        tops,
-        settings,
-        key=jax.random.key(0),
-        path=tmp_path / f"{name}.npz",
-        density_path=tmp_path / f"{name}-density.npz",
-        log=MetricsLog(tmp_path / "m.jsonl"),
+    log, params = MetricsLog(tmp_path / "m.jsonl"), jnp.float32(1.0)
+    ends = chain_ends(
+        engine, params, targets, tops, settings, key=jax.random.key(0), path=tmp_path / f"{name}.npz", log=log
     )
+    key, path = jax.random.key(1), tmp_path / f"{name}-density.npz"
+    return bound(density, params, ends, tops, settings, key=key, path=path, log=log)
 
 
 def test_the_sum_of_a_smooth_curve_nears_its_integral_from_above():
@@ -98,10 +93,10 @@ def test_tops_are_the_highest_levels_with_a_return():
     search = {"target": [0, 0, 1, 2, 2], "level": [3, 9, 5, 7, 8], "num_detected": [2, 0, 4, 0, 0], "num_members": 3}
     assert top_levels(search) == [3, 5, 0]
     work = bound_work(BoundSettings(2, 2, 3), top_levels(search))
-    assert len(work.level) == 3 * (3 + 4)  # levels 1 to 3; 1, 2 (or 3), 4 and 5
+    assert work.num_chains == 3 * (3 + 4)  # levels 1 to 3; 1, 2 (or 3), 4 and 5
     assert set(work.target) == {0, 1}
-    nothing = bound_work(BoundSettings(2, 2, 3), [0])
-    assert len(nothing.level) == 0
+    assert bound_work(BoundSettings(2, 2, 3), [0]) is None
+    assert bound_work(BoundSettings(2, 2, 0), [5]) is None
 
 
 def test_gaussian_in_closed_form(tmp_path):
