@@ -97,7 +97,7 @@ def test_predictions_scale_with_the_work(tmp_path):
     after = benchmark.predict(run, timings)
     assert after["score"][0] == pytest.approx(2 * before["score"][0])
     assert after["count"] == before["count"]
-    assert benchmark.num_densities(run) == 2 + 4 + 3 + 1
+    assert benchmark.num_densities(run) == 2 + 2 + 4 + 3 + 3 + 1
 
 
 @pytest.mark.slow
