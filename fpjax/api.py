@@ -42,7 +42,7 @@ def _engine(
 ) -> Engine:
     """Engine of the model's chains; refuses scores that are not images, and keys of the old kind."""
     check(
-        isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key),
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
         "key",
         got=f"{type(key).__name__} {getattr(key, 'dtype', '')}",
         expected="a typed key",
@@ -122,7 +122,7 @@ def audit_search(
         and bool(np.all(np.diff(level, prepend=0) > 0))
         and level[-1] <= top,
         "levels",
-        got=list(np.ravel(level)[:8]),
+        got=np.ravel(level)[:8].tolist(),
         expected=f"strictly increasing integers in 1..{top}",
         fix="sort them, and take levels of the sampler's own grid",
     )
