@@ -19,10 +19,10 @@ from .types import DetectFn, Key
 
 
 class ReturnCurves(NamedTuple):
-    """How many chains from each target at each level came back as it; M = `num_chains` were run at each."""
+    """How many chains from each target at each level came back as it."""
 
     t: np.ndarray  # (levels,) diffusion times, increasing
-    num_chains: int
+    num_chains: np.ndarray  # (targets, levels) that were run
     num_detected: np.ndarray  # (targets, levels) both scores above the threshold
     num_fingerprint: np.ndarray  # (targets, levels)
     num_identity: np.ndarray  # (targets, levels)
@@ -134,7 +134,7 @@ def audit_search(
     shape = len(targets), len(level)
     return ReturnCurves(
         made.grid.t[level],
-        num_chains,
+        found.num_chains.reshape(shape),
         found.num_detected.reshape(shape),
         found.num_fingerprint.reshape(shape),
         found.num_identity.reshape(shape),
