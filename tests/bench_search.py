@@ -37,7 +37,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 class Bench:
     """One model, one target, and the chains of an exhaustive search: `chains` from each of `levels`."""
 
-    def __init__(self, *, config="smoke", levels=50, chains=16, slots=64, side=8):
+    def __init__(self, *, config="phantom", levels=30, chains=16, slots=64, side=16):
         settings = make_config(runpy.run_path(str(CONFIGS / f"{config}.py"))["get_config"]())
         self.levels, self.chains, self.slots = levels, chains, slots
         model, self.shape = UNet(settings.model), (side, side, 3 if settings.data.repeat_grey else 1)
@@ -155,7 +155,7 @@ def _processor():
 
 
 def test_search():
-    bench = Bench(levels=12, slots=16)
+    bench = Bench(config="smoke", levels=12, slots=16, side=8)
     text, found = report(bench, 1)
     assert found["evaluations"] == bench.num_steps == 16 * 12 * 13 // 2
     assert 0.5 < found["useful"] <= 1
@@ -164,12 +164,12 @@ def test_search():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="smoke", help="whose model, process and sampler, of configs/")
-    parser.add_argument("--side", type=int, default=8, help="pixels")
-    parser.add_argument("--levels", type=int, default=50)
+    parser.add_argument("--config", default="phantom", help="whose model, process and sampler, of configs/")
+    parser.add_argument("--side", type=int, default=16, help="pixels")
+    parser.add_argument("--levels", type=int, default=30)
     parser.add_argument("--chains", type=int, default=16, help="from each level")
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = vars(parser.parse_args())
     rounds = options.pop("rounds")
     print(report(Bench(**options), rounds)[0])
