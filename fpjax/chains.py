@@ -559,6 +559,7 @@ def run_saved(
     path: Path | None = None,
     log: MetricsLog | None = None,
     merge: Callable[[list[dict[str, np.ndarray]]], dict[str, np.ndarray]] = add_tallies,
+    keep: bool = False,
 ) -> EngineState:
     """Runs all work, block by block through `consume`, with slots and tally on disk every few seconds.
 
@@ -575,6 +576,7 @@ def run_saved(
       path: where the state is kept; None: nowhere.
       log: of the progress; None: none.
       merge: the tally of all, given one of each process.
+      keep: keep the last state too, where more work follows before there is a result.
 
     Returns:
       The last state, with the counts of all processes' devices.
@@ -609,8 +611,10 @@ def run_saved(
                 executed=state.num_executed,
                 evaluations_per_s=progress.rate,
             )
-        # The last state only while other processes are still at work.
-        due = num_processes() > 1 if state.num_finished == num_chains else time.monotonic() - saved > SAVE_EVERY_S
+        # The last state only where something is still to come, here or in other processes.
+        due = (
+            keep or num_processes() > 1 if state.num_finished == num_chains else time.monotonic() - saved > SAVE_EVERY_S
+        )
         if path and (due or (stopping() and state.num_finished < num_chains)):
             _save_partial(path, identity, state, tally)
             saved = time.monotonic()

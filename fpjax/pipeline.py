@@ -6,6 +6,7 @@ hold integer counts and no times, so that equal runs give equal bytes.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -263,7 +264,17 @@ def _search(run: Run) -> None:
     )
     if process_index():
         return
-    run.finish("search", {**result._asdict(), "num_members": config.data.num_members})
+    members, everything = config.data.num_members, dataclasses.replace(config.search, strategy="exhaustive")
+    most = search_work(everything, run.grid, len(run.targets), members).num_steps
+    run.finish(
+        "search",
+        {
+            **result._asdict(),
+            "num_members": members,
+            "strategy": config.search.strategy,
+            "exhaustive_evaluations": most * evaluations_per_step(run.engine, run.score_params),
+        },
+    )
 
 
 def _likelihood(run: Run) -> None:
