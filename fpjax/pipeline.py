@@ -1,8 +1,9 @@
 """The stages, in order: each reads the files of earlier ones and writes its own, whole or not at all.
 
 A stage whose result file is there is skipped, unless that was made from other files than are there now; a run that was
-interrupted goes on where it stopped. The work directory belongs to one config and to one process at a time. Results
-hold integer counts and no times, so that equal runs give equal bytes.
+interrupted goes on where it stopped. The work directory belongs to one config and to one process at a time, or to
+several that share the chains: the first of them does everything else and writes every result. Results hold integer
+counts and no times, so that equal runs give equal bytes.
 """
 
 import contextlib
@@ -582,7 +583,7 @@ def run(
 def _help(this: Run, stage: str) -> None:
     """What a process other than the first does in a stage: its share of the chains."""
     if stage in SHARED and gather({})[0]["begins"]:
-        _end_plainly(this, stage)
+        _perform(this, stage)
 
 
 def _run_stage(this: Run, stage: str) -> None:
@@ -606,13 +607,13 @@ def _run_stage(this: Run, stage: str) -> None:
     started = time.monotonic()
     if stage in SHARED:
         gather({"begins": np.asarray(True)})
-    _end_plainly(this, stage)
+    _perform(this, stage)
     print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if stopping():
         raise Stopped(f"stopped after {stage}")
 
 
-def _end_plainly(this: Run, stage: str) -> None:
+def _perform(this: Run, stage: str) -> None:
     """A stage, with the failures of disk and memory in words."""
     started = time.monotonic()
     try:
