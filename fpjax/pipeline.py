@@ -534,11 +534,10 @@ def run(
         expected="report among them, where the verdict is",
         fix="add report to --stage",
     )
-    several = num_processes() > 1
     check(
-        not several or not (dry_run or set(stages or []) & set(ALONE)),
+        num_processes() == 1 or not (dry_run or set(stages or []) & set(ALONE)),
         "--coordinator",
-        got=f"{num_processes()} processes for {'--dry_run' if dry_run else f'--stage={stages}'}",
+        got=f"{num_processes()} processes for {'--dry_run' if dry_run else '--stage=' + ','.join(stages or [])}",
         expected="stages of the audit",
         fix="leave it out: one process tells",
     )
