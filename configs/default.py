@@ -121,6 +121,7 @@ def get_config() -> ConfigDict:
                 "js_weight": 0.0,  # AugMix's paper: 12, at three times the work; this paper names no such loss
                 "num_val": 1024,  # examples
                 "threshold": 0.5,
+                "thresholds": (0.05, 0.1, 0.25, 0.75, 0.9, 0.95),  # at which detections are counted too
             },
             "augmix": {"severity": 3, "width": 3, "depth": -1, "alpha": 1.0},  # Hendrycks et al. 2020
             "count": {

@@ -25,6 +25,7 @@ from .augment import add_noise, mask_randomly, stamp_randomly
 from .augmix import AugMixSettings, augmix, jensen_shannon
 from .checks import StageError, check, in_range, one_of, whole
 from .compilation import jit_once
+from .detection import detect_all
 from .devices import batch_mesh
 from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
 from .models.resnet import ResNet, ResNetSettings
@@ -56,6 +57,7 @@ class ClassifierSettings:
       js_weight: of AugMix's consistency loss between an image and two augmented views of it; 0: one view and none.
       num_val: validation examples, drawn once; enough that `MIN_PER_CLASS` of each class are expected.
       threshold: score above which a classifier says yes, in (0, 1).
+      thresholds: others at which detections are counted too, to see how much the answer depends on it.
     """
 
     detector: str = "classifiers"
@@ -76,6 +78,7 @@ class ClassifierSettings:
     js_weight: float = 0.0
     num_val: int = 1024
     threshold: float = 0.5
+    thresholds: tuple[float, ...] = (0.05, 0.1, 0.25, 0.75, 0.9, 0.95)
 
     def __post_init__(self) -> None:
         one_of("classifiers.detector", self.detector, DETECTORS)
@@ -103,13 +106,14 @@ class ClassifierSettings:
             "error among fewer could be said to be below 0.1",
             fix="raise it",
         )
-        check(
-            0 < self.threshold < 1,
-            "classifiers.threshold",
-            got=self.threshold,
-            expected="a number in (0, 1)",
-            fix="use 0.5",
-        )
+        for name, threshold in (("threshold", self.threshold), *(("thresholds", each) for each in self.thresholds)):
+            check(
+                0 < threshold < 1,
+                f"classifiers.{name}",
+                got=threshold,
+                expected="a number in (0, 1)",
+                fix="use 0.5",
+            )
         in_range("classifiers.max_noise", self.max_noise, 0.0, 2.0)
         in_range("classifiers.js_weight", self.js_weight, 0.0, 1000.0)
         check(
@@ -508,37 +512,6 @@ def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any, identity: An
     return functools.partial(_scores, models, fingerprint, identity)
 
 
-def detect_all(
-    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
-    images: Images,
-    rows: np.ndarray,
-    *,
-    threshold: float,
-    batch_size: int = 256,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decisions for some rows of a batch of images, in one compiled shape.
-
-    Args:
-      detect: a jitted `DetectFn`.
-      images: (n, h, w, c) on the device.
-      rows: (k,) rows to look at.
-
-    Returns:
-      `(fingerprint, identity)`: boolean arrays of shapes (k,) and (k, targets).
-    """
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        padded = np.zeros(batch_size, np.int32)
-        padded[: len(part)] = part
-        parts.append([np.asarray(s)[: len(part)] > threshold for s in detect(images[padded])])
-    if not parts:
-        shapes = jax.eval_shape(detect, images[:1])
-        return np.zeros(0, bool), np.zeros((0, shapes[1].shape[1]), bool)
-    fingerprint, identity = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return fingerprint, identity
-
-
 class RealErrors(NamedTuple):
     """Measured on real images that no classifier and no score model was trained on; integer counts."""
 
@@ -553,7 +526,7 @@ class RealErrors(NamedTuple):
 
 
 def measure_errors(
-    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
+    detect: DetectFn,
     images: np.ndarray,
     originals: np.ndarray,
     *,
@@ -583,7 +556,10 @@ def measure_errors(
 
     stamped, repeated = prepare(key, clean, repeated)
     rows = np.arange(len(images))
-    look = functools.partial(detect_all, detect, threshold=settings.threshold)
+
+    def look(images: jax.Array, rows: np.ndarray) -> list[np.ndarray]:
+        return [scores > settings.threshold for scores in detect_all(detect, images, rows)]
+
     clean_p, _ = look(clean, rows)
     stamped_p, stamped_id = look(stamped, rows)
     _, own_id = look(repeated, np.arange(len(repeated)))

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .augment import add_noise
-from .classifier import ClassifierSettings, RealErrors, detect_all
+from .classifier import ClassifierSettings, RealErrors
+from .detection import detect_all
 from .fingerprint import to_model
 from .types import DetectFn, Images, Key, Scores
 
@@ -83,9 +84,11 @@ def measure_errors(
     noisy = jax.vmap(functools.partial(add_noise, max_std=settings.max_noise))(
         jax.random.split(key, len(repeated)), repeated
     )
-    look = functools.partial(detect_all, detect, threshold=settings.threshold)
-    _, false = look(jnp.asarray(to_model(images)), np.arange(len(images)))
-    _, found = look(noisy, np.arange(len(noisy)))
+
+    def look(images: jax.Array) -> np.ndarray:
+        return detect_all(detect, images, np.arange(len(images)))[1] > settings.threshold
+
+    false, found = look(jnp.asarray(to_model(images))), look(noisy)
     own = found[np.arange(len(noisy)), np.repeat(np.arange(len(targets)), draws_per_target)]
     hits = int(false.any(axis=1).sum())
     return RealErrors(

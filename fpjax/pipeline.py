@@ -128,6 +128,7 @@ def _nearest(run: Run) -> None:
         {
             "errors": errors._asdict(),
             "threshold": settings.threshold,
+            "thresholds": list(settings.thresholds),
             "detector": "nearest",
             "neighbours": min(settings.neighbours, len(planted.train) - config.data.num_members),
             "ratio": settings.ratio,
@@ -170,6 +171,7 @@ def _classifiers(run: Run) -> None:
             "errors": errors._asdict(),
             "epochs": list(detectors.epochs),
             "threshold": config.classifiers.threshold,
+            "thresholds": list(config.classifiers.thresholds),
             "weights_sha256": tree_digest([detectors.fingerprint, detectors.identity]),
         },
     )
@@ -198,6 +200,7 @@ def _count(run: Run) -> None:
         run.targets,
         run.detect,
         config.count,
+        thresholds=config.classifiers.thresholds,
         key=key,
         path=run.partial("count"),
         **common,
@@ -237,6 +240,7 @@ def _search(run: Run) -> None:
         config.search,
         num_members=config.data.num_members,
         threshold=config.classifiers.threshold,
+        thresholds=config.classifiers.thresholds,
         key=run.key("search"),
         path=run.partial("search"),
         log=run.log,

@@ -15,7 +15,7 @@ LAYERS = {
     "sde": 1, "fingerprint": 1, "stats": 1, "artifacts": 1, "devices": 1,
     "models.layers": 1, "models.unet": 2, "models.resnet": 2,
     "data.phantom": 1, "data.files": 1, "data.remote": 2, "data.source": 3, "data.plant": 4,
-    "augment": 2, "augmix": 2, "score": 2, "sampling": 2, "oracle": 2,
+    "augment": 2, "augmix": 2, "detection": 2, "score": 2, "sampling": 2, "oracle": 2,
     "diffusers": 3, "training": 3,
     "classifier": 3, "likelihood": 3, "chains": 3,
     "search": 4, "count": 4, "nearest": 4, "imported": 4,
