@@ -115,9 +115,7 @@ def test_operations_are_pillows(name, levels):
         else:
             assert gap.max() == 0
         moves = magnitude != {"posterize": 8, "solarize": 256}.get(name, 0)
-        assert np.array_equal(expected, levels) == (
-            name == "identity" or (name in MAGNITUDES and not moves and len(MAGNITUDES[name]) > 1)
-        )
+        assert np.array_equal(expected, levels) == (name == "identity" or (name in MAGNITUDES and not moves and len(MAGNITUDES[name]) > 1))
 
 
 @pytest.mark.parametrize("level", [0, 7, 255])
@@ -158,13 +156,8 @@ def test_weights_have_the_moments_of_dirichlet_and_beta(width, alpha):
     plans = many_plans(AugMixSettings(width=width, alpha=alpha))
     num = len(plans.keep)
     np.testing.assert_allclose(plans.weights.sum(1), 1, atol=1e-6)
-    for values, law in (
-        (plans.weights.T, stats.beta(alpha, alpha * (width - 1))),
-        (plans.keep[None], stats.beta(alpha, alpha)),
-    ):
-        fourth = (
-            law.moment(4) - 4 * law.mean() * law.moment(3) + 6 * law.mean() ** 2 * law.moment(2) - 3 * law.mean() ** 4
-        )
+    for values, law in ((plans.weights.T, stats.beta(alpha, alpha * (width - 1))), (plans.keep[None], stats.beta(alpha, alpha))):
+        fourth = law.moment(4) - 4 * law.mean() * law.moment(3) + 6 * law.mean() ** 2 * law.moment(2) - 3 * law.mean() ** 4
         for row in values:
             assert abs(row.mean() - law.mean()) < 4.5 * law.std() / np.sqrt(num)
             assert abs(row.var() - law.var()) < 4.5 * np.sqrt((fourth - law.var() ** 2) / num)
