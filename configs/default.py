@@ -132,8 +132,12 @@ def get_config() -> ConfigDict:
                 "oracle_t": 0.15,  # a memoriser returns from here
             },
             "search": {
+                "strategy": "exhaustive",  # exhaustive | descending | coarse_to_fine | bisection | random; the paper's
                 "member_levels": 1000,
-                "member_chains": 16,  # the paper's exhaustive search
+                "member_chains": 16,  # the paper's
+                "coarse_levels": 20,
+                "fine_levels": 20,
+                "confirm_chains": 16,  # of coarse_to_fine, bisection and descending, which see `strategies.py`
                 "rank_levels": 20,
                 "rank_chains": 16,  # members and held-out targets alike
                 "rank_max_t": 1.0,

@@ -1,9 +1,9 @@
 """AugMix on device (Hendrycks et al. 2020, arXiv:1912.02781), and its consistency loss for sigmoid heads.
 
-The operations take and give one image of whole grey levels 0..255, kept as float32, in Pillow's arithmetic: tables
-in integers, coordinates of pixel centres, bilinear values cut to whole levels, black where the source is outside.
-Each is either a lookup table for each channel or an affine warp, so a step of a chain is one table and one warp
-whatever was drawn; under `vmap` a `lax.switch` would run all nine.
+The operations take and give one image of whole grey levels 0..255, kept as float32, in Pillow's arithmetic: levels in
+integers, coordinates of pixel centres, bilinear values cut to whole levels, black where the source is outside. Each
+either maps levels or warps: a step of a chain computes the four maps, which are cheap, and one warp with the matrix
+that was drawn, while under `vmap` a `lax.switch` would run all five warps.
 """
 
 import dataclasses
@@ -18,17 +18,16 @@ from .checks import check, in_range, whole
 from .fingerprint import to_bytes, to_model
 from .types import Image, Key, Scalar
 
-# In the order of the indices in a plan; the tables come before the warps.
+# In the order of the indices in a plan; the maps of levels come before the warps.
 OPERATIONS = (
     "identity",
     "autocontrast", "equalize", "posterize", "solarize",
     "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
 )  # fmt: skip
-_NUM_TABLES = 4
+_NUM_MAPS = 4
 
 Operation = Int[Array, ""]
-Table = Int[Array, "256 c"]
-Matrix = tuple[Scalar, ...]
+Matrix = Float[Array, "6"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +86,22 @@ def augmix(key: Key, image: Image, settings: AugMixSettings) -> Image:
 
 def draw_plan(key: Key, shape: tuple[int, int], settings: AugMixSettings) -> AugMixPlan:
     """Draws what `augmix` does to an image of `shape` (h, w)."""
-    key_operation, key_level, key_sign, key_depth, key_weights = jr.split(key, 5)
-    steps = (settings.width, 3 if settings.depth == -1 else settings.depth)
-    operations = jr.randint(key_operation, steps, 1, len(OPERATIONS))
+    key_uniform, key_gamma = jr.split(key)
+    width, depth = settings.width, 3 if settings.depth == -1 else settings.depth
+    # One draw for all: on a CPU each call of the generator takes about as long to compile as all the operations.
+    uniform = jr.uniform(key_uniform, (width, 3 * depth + 3), minval=jnp.finfo(jnp.float32).tiny)
+    which, levels, signs = jnp.split(uniform[:, :-3], 3, axis=1)
+    operations = 1 + (which * (len(OPERATIONS) - 1)).astype(jnp.int32)
     if settings.depth == -1:
-        depths = jr.randint(key_depth, (settings.width, 1), 1, 4)
-        operations = jnp.where(jnp.arange(3) < depths, operations, OPERATIONS.index("identity"))
-    levels = jr.uniform(key_level, steps, minval=0.1, maxval=settings.severity)
-    every = jnp.stack(magnitudes(levels, shape), axis=-1)
+        operations = jnp.where(jnp.arange(3) < 1 + jnp.floor(3 * uniform[:, -3:-2]), operations, 0)
+    every = jnp.stack(magnitudes(0.1 + levels * (settings.severity - 0.1), shape), axis=-1)
     chosen = jnp.take_along_axis(every, operations[..., None], axis=-1)[..., 0]
-    signs = jnp.where(operations > _NUM_TABLES, jr.rademacher(key_sign, steps, dtype=jnp.float32), 1.0)
-    # Gamma variates over their sum are Dirichlet, and two of them Beta: one draw serves both, in logarithms.
-    gammas = jr.loggamma(key_weights, settings.alpha, (settings.width + 2,))
-    weights, keep = jax.nn.softmax(gammas[:-2]), jax.nn.softmax(gammas[-2:])[0]
-    return AugMixPlan(operations, signs * chosen, weights, keep)
+    chosen = jnp.where((operations > _NUM_MAPS) & (signs < 0.5), -chosen, chosen)
+    # Gamma variates over their sum are Dirichlet, and two of them Beta; at alpha = 1, exponential and uniform.
+    if settings.alpha == 1:
+        return AugMixPlan(operations, chosen, jax.nn.softmax(jnp.log(-jnp.log(uniform[:, -2]))), uniform[0, -1])
+    log_gammas = jr.loggamma(key_gamma, settings.alpha, (width + 2,))
+    return AugMixPlan(operations, chosen, jax.nn.softmax(log_gammas[2:]), jax.nn.softmax(log_gammas[:2])[0])
 
 
 def magnitudes(levels: Float[Array, "*n"], shape: tuple[int, int]) -> tuple[Float[Array, "*n"], ...]:
@@ -142,8 +143,8 @@ def apply_plan(image: Image, plan: AugMixPlan) -> Image:
 
 def apply_operation(image: Image, operation: Operation, magnitude: Scalar) -> Image:
     """The operation of this index in `OPERATIONS`; both numbers may be traced."""
-    tables = (_autocontrast(image), _equalize(image), _posterize(image, magnitude), _solarize(image, magnitude))
-    table = jax.lax.select_n(jnp.where(operation <= _NUM_TABLES, operation, 0), _same(image), *tables)
+    maps = (autocontrast(image), equalize(image), posterize(image, magnitude), solarize(image, magnitude))
+    image = jax.lax.select_n(jnp.where(operation <= len(maps), operation, 0), image, *maps)
     matrices = (
         _rotation(image, magnitude),
         _matrix(b=magnitude),
@@ -151,9 +152,8 @@ def apply_operation(image: Image, operation: Operation, magnitude: Scalar) -> Im
         _matrix(c=magnitude),
         _matrix(f=magnitude),
     )
-    which = jnp.maximum(operation - _NUM_TABLES, 0)
-    matrix = tuple(jax.lax.select_n(which, *entries) for entries in zip(_matrix(), *matrices, strict=True))
-    return _warp(_look_up(image, table), matrix)
+    which = jnp.maximum(operation - len(maps), 0)
+    return _warp(image, jax.lax.select_n(which, _matrix(), *matrices))
 
 
 def autocontrast(image: Image) -> Image:
@@ -161,22 +161,32 @@ def autocontrast(image: Image) -> Image:
 
     The division is exact. Pillow multiplies by a rounded 255/(high - low) and falls one level short in places.
     """
-    return _look_up(image, _autocontrast(image))
+    levels = image.astype(jnp.int32)
+    low, high = levels.min((0, 1)), levels.max((0, 1))
+    stretched = _divide(255 * (levels - low), jnp.maximum(high - low, 1))
+    return jnp.where(high > low, stretched.astype(image.dtype), image)
 
 
 def equalize(image: Image) -> Image:
-    """Flattens the histogram of each channel; one of a single level, or of too few pixels beside its top, stays."""
-    return _look_up(image, _equalize(image))
+    """Flattens the histogram of each channel; stays if fewer than 255 pixels are below the channel's highest level."""
+    height, width, num_channels = image.shape
+    levels, channels = image.astype(jnp.int32), jnp.arange(num_channels)
+    counts = jnp.zeros((256, num_channels), jnp.int32).at[levels, channels].add(1)
+    below = (jnp.cumsum(counts, axis=0) - counts)[levels, channels]
+    step = (height * width - jnp.sum(levels == levels.max((0, 1)), axis=(0, 1), dtype=jnp.int32)) // 255
+    flat = _divide(step // 2 + below, jnp.maximum(step, 1))
+    return jnp.where(step > 0, jnp.minimum(flat, 255).astype(image.dtype), image)
 
 
 def posterize(image: Image, bits: Scalar) -> Image:
     """Keeps the highest 1 to 8 bits of every level."""
-    return _look_up(image, _posterize(image, bits))
+    cut = (8 - bits).astype(jnp.int32)
+    return (image.astype(jnp.int32) >> cut << cut).astype(image.dtype)
 
 
 def solarize(image: Image, threshold: Scalar) -> Image:
     """Inverts the levels at or above a threshold of 0 to 256."""
-    return _look_up(image, _solarize(image, threshold))
+    return jnp.where(image < threshold, image, 255 - image)
 
 
 def rotate(image: Image, degrees: Scalar) -> Image:
@@ -235,41 +245,9 @@ def jensen_shannon(*logits: Float[Array, "*n heads"]) -> Scalar:
     return jnp.mean(divergence)
 
 
-def _same(image: Image) -> Table:
-    return jnp.broadcast_to(jnp.arange(256)[:, None], (256, image.shape[-1]))
-
-
-def _autocontrast(image: Image) -> Table:
-    levels = image.astype(jnp.int32)
-    low, high = levels.min((0, 1)), levels.max((0, 1))
-    stretched = 255 * (_same(image) - low) // jnp.maximum(high - low, 1)
-    return jnp.where(high > low, stretched.clip(0, 255), _same(image))
-
-
-def _equalize(image: Image) -> Table:
-    levels = image.astype(jnp.int32)
-    num_pixels, num_channels = levels.shape[0] * levels.shape[1], levels.shape[2]
-    counts = jnp.zeros((256, num_channels), jnp.int32).at[levels, jnp.arange(num_channels)].add(1)
-    num_highest = jnp.sum(levels == levels.max((0, 1)), axis=(0, 1))
-    step = (num_pixels - num_highest) // 255
-    below = jnp.cumsum(counts, axis=0) - counts
-    flat = (step // 2 + below) // jnp.maximum(step, 1)
-    return jnp.where(step > 0, jnp.minimum(flat, 255), _same(image))
-
-
-def _posterize(image: Image, bits: Scalar) -> Table:
-    cut = 8 - bits.astype(jnp.int32).clip(1, 8)
-    return _same(image) >> cut << cut
-
-
-def _solarize(image: Image, threshold: Scalar) -> Table:
-    levels = _same(image)
-    return jnp.where(levels < threshold, levels, 255 - levels)
-
-
-def _look_up(image: Image, table: Table) -> Image:
-    levels = image.astype(jnp.int32).reshape(-1, image.shape[-1])
-    return jnp.take_along_axis(table, levels, axis=0, mode="clip").reshape(image.shape).astype(image.dtype)
+def _divide(levels: Int[Array, "h w c"], by: Int[Array, " c"]) -> Int[Array, "h w c"]:
+    """Whole quotients of numbers above zero: `//` would also mind the signs, pixel by pixel."""
+    return jax.lax.div(levels, jnp.broadcast_to(by, levels.shape))
 
 
 def _matrix(
@@ -277,7 +255,7 @@ def _matrix(
     d: float | Scalar = 0, e: float | Scalar = 1, f: float | Scalar = 0,
 ) -> Matrix:  # fmt: skip
     """A pixel at (x, y) comes from (a x + b y + c, d x + e y + f)."""
-    return tuple(jnp.asarray(entry, jnp.float32) for entry in (a, b, c, d, e, f))
+    return jnp.stack([jnp.asarray(entry, jnp.float32) for entry in (a, b, c, d, e, f)])
 
 
 def _rotation(image: Image, degrees: Scalar) -> Matrix:
@@ -287,21 +265,23 @@ def _rotation(image: Image, degrees: Scalar) -> Matrix:
 
 
 def _warp(image: Image, matrix: Matrix) -> Image:
-    height, width, num_channels = image.shape
+    height, width, _ = image.shape
     a, b, c, d, e, f = matrix
     rows, columns = jnp.arange(height)[:, None] + 0.5, jnp.arange(width)[None, :] + 0.5
     # No dot product, which may be cut to TF32: an error of 1e-3 pixels.
     x, y = a * columns + b * rows + c, d * columns + e * rows + f
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[..., None]
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
     right_share, lower_share = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
-    pixels = image.reshape(-1, num_channels)
 
-    def tap(down: int, right: int) -> Image:
-        row = (top.astype(jnp.int32) + down).clip(0, height - 1)
-        column = (left.astype(jnp.int32) + right).clip(0, width - 1)
-        return pixels.at[row * width + column].get(mode="promise_in_bounds")
-
-    upper = tap(0, 0) + (tap(0, 1) - tap(0, 0)) * right_share
-    lower = tap(1, 0) + (tap(1, 1) - tap(1, 0)) * right_share
-    return jnp.floor(jnp.where(inside[..., None], upper + (lower - upper) * lower_share, 0.0))
+    # Four bytes fit in a word, so that each pixel is gathered once: the corners between which it lies. The frame is
+    # for those half a pixel from the border.
+    framed = jnp.pad(image.astype(jnp.int32), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    words = framed[:-1, :-1] | framed[:-1, 1:] << 8 | framed[1:, :-1] << 16 | framed[1:, 1:] << 24
+    row = (top.astype(jnp.int32) + 1).clip(0, height)
+    column = (left.astype(jnp.int32) + 1).clip(0, width)
+    word = words.at[row, column].get(mode="promise_in_bounds")
+    corners = [((word >> shift) & 255).astype(jnp.float32) for shift in (0, 8, 16, 24)]
+    upper = corners[0] + (corners[1] - corners[0]) * right_share
+    lower = corners[2] + (corners[3] - corners[2]) * right_share
+    return jnp.floor(jnp.where(inside, upper + (lower - upper) * lower_share, 0.0))

@@ -142,7 +142,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
 
     def chains(work: Work) -> float:
         evaluations = evaluations_per_step(run.engine, shapes) * work.num_steps
-        return seconds(evaluations, "evaluation", over=devices) + seconds(len(work.level), "detection")
+        return seconds(evaluations, "evaluation", over=devices) + seconds(work.num_chains, "detection")
 
     shapes = jax.eval_shape(run.init_params, jax.random.key(0))
     epochs, settings = config.classifiers.max_epochs, config.classifiers

@@ -5,13 +5,31 @@ the smaller of the two, the joint score, does.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from .checks import check
 from .types import DetectFn, Images
+
+BATCH_SIZE = 256
+
+
+def check_detect(detect: DetectFn, image_shape: tuple[int, ...], num_targets: int) -> None:
+    """Refuses detectors of other shapes or types before anything is computed; the trace is kept for `detect_all`."""
+    wanted = (BATCH_SIZE,), (BATCH_SIZE, num_targets)
+    found = jax.eval_shape(detect, jax.ShapeDtypeStruct((BATCH_SIZE, *image_shape), jnp.float32))
+    leaves = jax.tree.leaves(found)
+    check(
+        [leaf.shape for leaf in leaves] == list(wanted) and all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves),
+        "detect",
+        got=", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves) or "nothing",
+        expected=f"scores of the types float32{list(wanted[0])} and float32{list(wanted[1])} of {BATCH_SIZE} images",
+        fix=f"return (fingerprint, identity), a score for each image and for each of the {num_targets} targets",
+    )
 
 
 def detect_all(
-    detect: DetectFn, images: Images, rows: np.ndarray, *, batch_size: int = 256
+    detect: DetectFn, images: Images, rows: np.ndarray, *, batch_size: int = BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of some rows of a batch of images, in one compiled shape.
 

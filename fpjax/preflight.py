@@ -14,7 +14,7 @@ from .data.plant import Planted
 from .fingerprint import FINGERPRINT_BYTE, disc_mask
 from .run import Run
 from .sde import TimeGrid
-from .search import spaced_levels
+from .strategies import spaced_levels
 
 Grade = Literal["ok", "note", "weak"]
 

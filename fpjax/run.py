@@ -248,13 +248,14 @@ class Run:
         weighting = self.config.score.weighting
         return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, weighting=weighting)
 
-    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0) -> Engine:
+    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0, devices: Any = None) -> Engine:
         settings = self.config.engine
         return make_engine(
             lambda params: make_sampler(self.config.sampler, self.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
             dataclasses.replace(settings, slots=slots or settings.slots),
+            devices=devices,
         )
 
     @functools.cached_property
@@ -265,11 +266,12 @@ class Run:
     @functools.cached_property
     def _grid_engine(self) -> Engine:
         """A few chains, for samples in the course of training."""
-        return self._engine(self.make_score, slots=-(-NUM_GRID // jax.local_device_count()))
+        devices = jax.local_devices()
+        return self._engine(self.make_score, slots=-(-NUM_GRID // len(devices)), devices=devices)
 
     def draw_grid(self, params: Any, *, key: Key) -> np.ndarray:
         """`NUM_GRID` plain samples as bytes; StageError if the model returns non-finite values."""
-        work = make_work(NO_TARGET, self.grid.num_levels, np.arange(NUM_GRID))
+        work = make_work(NO_TARGET, self.grid.num_levels, NUM_GRID)
         samples = np.zeros((NUM_GRID, *self.image_shape), np.uint8)
         for block in run_chains(self._grid_engine, params, self.targets[:1], work, key=key):
             samples[block.chain] = to_bytes(np.asarray(block.images)[block.rows])

@@ -20,6 +20,7 @@ from fpjax.augmix import (
     magnitudes,
 )
 from fpjax.checks import RequestError
+from fpjax.compilation import jit_once
 from fpjax.data.phantom import phantom_images
 from fpjax.fingerprint import to_bytes, to_model
 
@@ -40,7 +41,9 @@ MAGNITUDES = {
     "translate_x": (0, 1, -2, 9, -28),
     "translate_y": (0, 1, -2, 9, -28),
 }
-INTERPOLATING = ("rotate", "shear_x", "shear_y")
+# Largest share of pixels one level off, where rounding in Pillow's doubles or in floats crosses a whole number: most
+# often after the shear of 0.3, which puts many values on one. All the rest is the same to the byte.
+MOST_ONE_OFF = {"autocontrast": 0.05, "rotate": 0.001, "shear_x": 0.04, "shear_y": 0.04}
 
 
 @functools.cache
@@ -69,25 +72,22 @@ def levels(request):
 
 
 @functools.cache
-def on_device(name):
-    """The operation of a batch, by its own function and by its index."""
+def by_name(name):
+    """The operation of a batch, by its own function."""
     own = getattr(module, name, lambda image: image)
     takes_magnitude = len(MAGNITUDES[name]) > 1
-    index = jnp.int32(OPERATIONS.index(name))
+    return jit_once(jax.vmap(own if takes_magnitude else lambda image, _: own(image), in_axes=(0, None)))
 
-    @jax.jit
-    def both(images, magnitude):
-        by_name = jax.vmap(lambda image: own(image, magnitude) if takes_magnitude else own(image))(images)
-        return by_name, jax.vmap(apply_operation, in_axes=(0, None, None))(images, index, magnitude)
 
-    return both
+# By the index of the operation, for all of them one program.
+by_index = jit_once(jax.vmap(apply_operation, in_axes=(0, None, None)))
 
 
 @functools.cache
 def mixtures(settings):
     """Images in model range and keys to plans and their mixtures."""
 
-    @jax.jit
+    @jit_once
     def of(keys, images):
         plans = jax.vmap(lambda key: draw_plan(key, images.shape[1:3], settings))(keys)
         return plans, jax.vmap(apply_plan)(images, plans)
@@ -98,24 +98,24 @@ def mixtures(settings):
 @functools.cache
 def many_plans(settings, num=4000):
     keys = jax.random.split(jax.random.key(5), num)
-    return jax.device_get(jax.jit(jax.vmap(lambda key: draw_plan(key, (SIDE, SIDE), settings)))(keys))
+    return jax.device_get(jit_once(jax.vmap(lambda key: draw_plan(key, (SIDE, SIDE), settings)))(keys))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_are_pillows(name, levels):
+    images, index = jnp.asarray(levels, jnp.float32), jnp.int32(OPERATIONS.index(name))
+    changed = []
     for magnitude in map(np.float32, MAGNITUDES[name]):
-        expected = np.stack([pillow_augmix.apply(image, name, float(magnitude)) for image in levels]).astype(np.float32)
-        by_name, by_index = on_device(name)(jnp.asarray(levels, jnp.float32), magnitude)
-        np.testing.assert_array_equal(by_name, by_index)
-        gap = np.abs(np.asarray(by_name) - expected)
-        if name in ("autocontrast", *INTERPOLATING):
-            # A level where rounding in Pillow's doubles or our floats crosses it.
-            assert gap.max() <= 1
-            assert np.mean(gap > 0) < (0.05 if name == "autocontrast" else 0.002)
-        else:
-            assert gap.max() == 0
-        moves = magnitude != {"posterize": 8, "solarize": 256}.get(name, 0)
-        assert np.array_equal(expected, levels) == (name == "identity" or (name in MAGNITUDES and not moves and len(MAGNITUDES[name]) > 1))
+        expected = np.stack([pillow_augmix.apply(image, name, float(magnitude)) for image in levels])
+        for found in (by_name(name)(images, magnitude), by_index(images, index, magnitude)):
+            gap = np.abs(found - expected.astype(np.float32))
+            assert gap.max() <= (1 if name in MOST_ONE_OFF else 0)
+            assert np.mean(gap > 0) <= MOST_ONE_OFF.get(name, 0)
+        changed.append(not np.array_equal(expected, levels))
+    # The operation does something, and nothing where its magnitude says so.
+    assert any(changed) == (name != "identity")
+    if len(changed) > 1:
+        assert not changed[MAGNITUDES[name].index({"posterize": 8, "solarize": 256}.get(name, 0))]
 
 
 @pytest.mark.parametrize("level", [0, 7, 255])
@@ -133,11 +133,13 @@ def test_constant_images_stay_and_give_no_nan(level):
 def test_mixtures_are_pillows(severity, levels):
     images = to_model(levels)
     plans, mixed = jax.device_get(mixtures(AugMixSettings(severity))(jax.random.split(jax.random.key(1), NUM), images))
-    expected = [pillow_augmix.mix(image, plan) for image, plan in zip(images, map(AugMixPlan._make, zip(*plans)))]
+    each = [AugMixPlan(*fields) for fields in zip(*plans, strict=True)]
+    expected = [pillow_augmix.mix(image, plan) for image, plan in zip(images, each, strict=True)]
     gap = 128 * np.abs(mixed - np.stack(expected))
-    # A level lost in a step may cross a later solarize's threshold, and equalize spreads levels.
-    assert np.mean(gap > 1) < 0.005
-    assert np.abs(gap).mean() < 0.05
+    # A level lost in a step may cross a later solarize's threshold, and equalize spreads levels: 4 pixels in a million
+    # were off by more than one, at most by 1.11; the mean gap was 0.005.
+    assert np.mean(gap > 1) < 0.001
+    assert gap.mean() < 0.02
     assert np.abs(mixed - images).mean() > 0.01
 
 
@@ -151,13 +153,18 @@ def test_magnitudes_are_the_papers_at_32_pixels_and_scale_with_the_side():
     assert float(found[OPERATIONS.index("translate_y")][-1]) == 21
 
 
-@pytest.mark.parametrize(("width", "alpha"), [(3, 1.0), (2, 0.5), (4, 3.0)])
+@pytest.mark.parametrize(("width", "alpha"), [(3, 1.0), (4, 0.5)])
 def test_weights_have_the_moments_of_dirichlet_and_beta(width, alpha):
     plans = many_plans(AugMixSettings(width=width, alpha=alpha))
     num = len(plans.keep)
     np.testing.assert_allclose(plans.weights.sum(1), 1, atol=1e-6)
-    for values, law in ((plans.weights.T, stats.beta(alpha, alpha * (width - 1))), (plans.keep[None], stats.beta(alpha, alpha))):
-        fourth = law.moment(4) - 4 * law.mean() * law.moment(3) + 6 * law.mean() ** 2 * law.moment(2) - 3 * law.mean() ** 4
+    for values, law in (
+        (plans.weights.T, stats.beta(alpha, alpha * (width - 1))),
+        (plans.keep[None], stats.beta(alpha, alpha)),
+    ):
+        fourth = (
+            law.moment(4) - 4 * law.mean() * law.moment(3) + 6 * law.mean() ** 2 * law.moment(2) - 3 * law.mean() ** 4
+        )
         for row in values:
             assert abs(row.mean() - law.mean()) < 4.5 * law.std() / np.sqrt(num)
             assert abs(row.var() - law.var()) < 4.5 * np.sqrt((fourth - law.var() ** 2) / num)
@@ -193,7 +200,7 @@ def test_weights_of_zero_and_one_single_out_the_original_and_each_chain():
         jnp.zeros(3),
         jnp.asarray(0.0),
     )
-    apply = jax.jit(apply_plan)
+    apply = jit_once(apply_plan)
     np.testing.assert_array_equal(apply(noisy, plan._replace(keep=jnp.asarray(1.0))), noisy)
     # Pixels that are no bytes enter the chains as the nearest ones.
     np.testing.assert_array_equal(apply(noisy, plan._replace(weights=jnp.asarray([1.0, 0, 0]))), image)
@@ -205,16 +212,15 @@ def test_weights_of_zero_and_one_single_out_the_original_and_each_chain():
     np.testing.assert_allclose(half, (noisy + image) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("source", ["phantom_1", "phantom_3"])
-def test_one_trace_serves_all_images_and_a_key_decides(source):
+def test_one_trace_serves_all_images_and_a_key_decides():
     traces = []
 
-    @jax.jit
+    @jit_once
     def batch(keys, images):
-        traces.append(1)
+        traces.append(1)  # as often as the function is traced
         return jax.vmap(lambda key, image: augmix(key, image, AugMixSettings()))(keys, images)
 
-    images = to_model(levels_of(source))
+    images = to_model(levels_of("phantom_3"))
     keys = jax.random.split(jax.random.key(3), NUM)
     first = np.asarray(batch(keys, images))
     assert (first.shape, first.dtype) == (images.shape, np.float32)
@@ -224,16 +230,24 @@ def test_one_trace_serves_all_images_and_a_key_decides(source):
     np.testing.assert_array_equal(batch(keys[::-1], images[::-1]), first[::-1])
     assert np.abs(np.asarray(batch(jax.random.split(jax.random.key(4), NUM), images)) - first).mean() > 0.01
     assert len(traces) == 1
-    alone = jax.jit(augmix, static_argnames="settings")(keys[7], images[7], settings=AugMixSettings())
+    # Alone as in a batch.
+    alone = jit_once(functools.partial(augmix, settings=AugMixSettings()))(keys[7], images[7])
     np.testing.assert_allclose(alone, first[7], atol=1e-6)
 
 
 def test_more_severity_changes_more():
-    images = np.repeat(to_model(levels_of("phantom_1")[3:]), 8, axis=0)
-    keys = jax.random.split(jax.random.key(0), len(images))
-    changes = [float(jnp.mean((mixtures(AugMixSettings(s))(keys, images)[1] - images) ** 2)) for s in (1, 3, 6, 10)]
+    images = to_model(levels_of("phantom_1"))
+    keys = [jax.random.split(jax.random.key(seed), NUM) for seed in range(8)]
+    changes = [
+        np.mean([(mixtures(AugMixSettings(severity))(key, images)[1] - images) ** 2 for key in keys])
+        for severity in (1, 3, 10)
+    ]
     assert changes == sorted(changes)
     assert changes[-1] > 1.5 * changes[0]
+
+
+divergence = jax.jit(jensen_shannon)
+pulls = jax.jit(jax.grad(jensen_shannon, argnums=(0, 1, 2)))
 
 
 def entropy(p):
@@ -246,23 +260,24 @@ def test_jensen_shannon_is_entropy_of_the_mean_less_mean_entropy(views):
     p = 1 / (1 + np.exp(-logits.astype(float)))
     expected = np.mean(entropy(p.mean(0)) - entropy(p).mean(0))
     assert expected > 0.01
-    assert float(jensen_shannon(*logits)) == pytest.approx(expected, rel=1e-5)
-    assert float(jensen_shannon(*logits[::-1])) == pytest.approx(expected, rel=1e-5)
+    assert float(divergence(*logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(divergence(*logits[::-1])) == pytest.approx(expected, rel=1e-5)
     for scale in (1.0, 30.0, 1e4):
-        assert float(jensen_shannon(*[jnp.asarray(scale * logits[0])] * views)) == 0
+        assert float(divergence(*[jnp.asarray(scale * logits[0])] * views)) == 0
 
 
 def test_jensen_shannon_is_bounded_and_finite_at_any_logit():
     far = jnp.full((1, 2), 1e4)
-    assert float(jensen_shannon(far, -far)) == pytest.approx(np.log(2), rel=1e-6)
-    assert float(jensen_shannon(far, -far, -far)) == pytest.approx(entropy(1 / 3), rel=1e-6)
+    assert float(divergence(far, -far)) == pytest.approx(np.log(2), rel=1e-6)
+    assert float(divergence(far, -far, -far)) == pytest.approx(entropy(1 / 3), rel=1e-6)
     wild = np.random.default_rng(1).normal(0, 100, (3, 500, 2)).astype(np.float32)
-    assert 0 < float(jensen_shannon(*wild)) < np.log(2)
-    for gradient in jax.grad(jensen_shannon, argnums=(0, 1, 2))(far, -far, jnp.zeros((1, 2))):
+    assert 0 < float(divergence(*wild)) < np.log(2)
+    for gradient in pulls(far, -far, jnp.zeros((1, 2))):
         assert np.isfinite(gradient).all()
     # Steps against the gradient bring views together.
-    pull = jax.grad(jensen_shannon)(jnp.asarray([2.0]), jnp.asarray([-1.0]), jnp.asarray([0.5]))
-    assert pull[0] > 0
+    pull = pulls(jnp.full((1, 2), 2.0), jnp.full((1, 2), -1.0), jnp.full((1, 2), 0.5))
+    assert (pull[0] > 0).all()
+    assert (pull[1] < 0).all()
 
 
 @pytest.mark.parametrize("views", [[np.zeros(3)], [np.zeros(3), np.zeros(2)], []])

@@ -27,7 +27,7 @@ from fpjax.detection import detect_all
 from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
 from fpjax.sampling import SAMPLERS
 from fpjax.sde import SubVP, time_grid
-from fpjax.search import SearchSettings, search, search_work, spaced_levels
+from fpjax.search import SearchSettings, search, search_work
 
 from .gaussian import gaussian_score_fn
 
@@ -249,25 +249,17 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
 def test_search_work_gives_members_and_controls_the_same_ranking_chains():
     settings = SearchSettings(member_levels=10, member_chains=2, rank_levels=4, rank_chains=3, rank_max_t=0.5)
     work = search_work(settings, time_grid(SDE, 100), 4, 1)
-    rank = work.chain < 3
+    target, level, chain = work.items(np.arange(work.num_chains))
+    rank = chain < 3
     sets = [
-        {
-            (int(lv), int(c))
-            for lv, c in zip(work.level[rank & (work.target == t)], work.chain[rank & (work.target == t)], strict=True)
-        }
+        {*zip(level[rank & (target == t)].tolist(), chain[rank & (target == t)].tolist(), strict=True)}
         for t in range(4)
     ]
     assert sets[0] == sets[1] == sets[2] == sets[3]
     assert {level for level, _ in sets[0]} == {12, 25, 38, 50}
-    assert set(work.target[~rank]) == {0}
-    assert len(work.level) == 4 * 4 * 3 + 10 * 2
-    assert (np.diff(work.level) <= 0).all()  # longest first
-
-
-def test_spaced_levels_are_distinct_and_reach_the_top():
-    np.testing.assert_array_equal(spaced_levels(10, 10), np.arange(1, 11))
-    assert spaced_levels(500, 3).tolist() == [167, 333, 500]
-    assert spaced_levels(1, 3).tolist() == [1]
+    assert set(target[~rank]) == {0}
+    assert work.num_chains == 4 * 4 * 3 + 10 * 2
+    assert (np.diff(level) <= 0).all()  # longest first
 
 
 def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
