@@ -1,8 +1,9 @@
 """The stages, in order: each reads the files of earlier ones and writes its own, whole or not at all.
 
 A stage whose result file is there is skipped, unless that was made from other files than are there now; a run that was
-interrupted goes on where it stopped. The work directory belongs to one config and to one process at a time. Results
-hold integer counts and no times, so that equal runs give equal bytes.
+interrupted goes on where it stopped. The work directory belongs to one config and to one process at a time, or to
+several that share the chains: the first of them does everything else and writes every result. Results hold integer
+counts and no times, so that equal runs give equal bytes.
 """
 
 import contextlib
@@ -41,7 +42,6 @@ from .benchmark import num_bound_chains, num_densities, show_benchmark
 from .bound import bound, chain_ends, top_levels
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
-from .classifier import DetectorData
 from .compilation import jit_once, use_compilation_cache
 from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .count import audit_oracle, count, count_work
@@ -147,19 +147,13 @@ def _classifiers(run: Run) -> None:
         return _nearest(run)
     radius = planted.record[0].radius
     others = np.concatenate([planted.train[config.data.num_members :], planted.reserve])
-
-    def data(images: np.ndarray) -> DetectorData:
-        centers = jnp.asarray([(target.row, target.col) for target in planted.record], jnp.int32)
-        return DetectorData(
-            *(jnp.asarray(to_model(a)) for a in (images, planted.targets, planted.originals)), centers=centers
-        )
-
     checkpoints = run.checkpoints(classifier.NAMES[0]), run.checkpoints(classifier.NAMES[1])
     detectors = classifier.train_detectors(
         run.classifier_models,
-        data(others),
-        data(planted.val),
+        run.detector_data(others),
+        run.detector_data(planted.val),
         config.classifiers,
+        augmix_settings=config.augmix,
         key=run.key("classifiers"),
         radius=radius,
         checkpoints=checkpoints,
@@ -585,11 +579,10 @@ def run(
         expected="report among them, where the verdict is",
         fix="add report to --stage",
     )
-    several = num_processes() > 1
     check(
-        not several or not (dry_run or set(stages or []) & set(ALONE)),
+        num_processes() == 1 or not (dry_run or set(stages or []) & set(ALONE)),
         "--coordinator",
-        got=f"{num_processes()} processes for {'--dry_run' if dry_run else f'--stage={stages}'}",
+        got=f"{num_processes()} processes for {'--dry_run' if dry_run else '--stage=' + ','.join(stages or [])}",
         expected="stages of the audit",
         fix="leave it out: one process tells",
     )
@@ -600,6 +593,8 @@ def run(
     count_work(settings.count, this.grid, members)
     if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
+    if "classifiers" in wanted and settings.classifiers.detector == "classifiers":
+        classifier.detector_mesh(settings.classifiers)
     if settings.engine.compilation_cache:
         use_compilation_cache()
     if settings.report.tensorboard:
@@ -634,7 +629,7 @@ def run(
 def _help(this: Run, stage: str) -> None:
     """What a process other than the first does in a stage: its share of the chains."""
     if stage in SHARED and gather({})[0]["begins"]:
-        _end_plainly(this, stage)
+        _perform(this, stage)
 
 
 def _run_stage(this: Run, stage: str) -> None:
@@ -658,13 +653,13 @@ def _run_stage(this: Run, stage: str) -> None:
     started = time.monotonic()
     if stage in SHARED:
         gather({"begins": np.asarray(True)})
-    _end_plainly(this, stage)
+    _perform(this, stage)
     print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if stopping():
         raise Stopped(f"stopped after {stage}")
 
 
-def _end_plainly(this: Run, stage: str) -> None:
+def _perform(this: Run, stage: str) -> None:
     """A stage, with the failures of disk and memory in words."""
     started = time.monotonic()
     try:
