@@ -90,7 +90,7 @@ def measure(run: Run) -> dict[str, Timing]:
     params = jit_once(run.init_params)(key)
     slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
     x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
-    detectors, rows = run.classifier_models, batch(config.classifiers.batch_size)
+    detectors, rows = run.classifier_models[-len(run.classifier_names) :], batch(config.classifiers.batch_size)
     faces = jnp.zeros((rows, *shape))
     ode = batch(config.likelihood.batch_size)
     exact = config.ode.num_probes == 0
@@ -117,14 +117,17 @@ def measure(run: Run) -> dict[str, Timing]:
         training = dataclasses.replace(config.score, batch_size=images, accumulate=parts)
         state, data = init_state(params, training), jnp.asarray(run.planted.train)
         timings["training"] = time_call(make_train_step(run.loss, training), state, data, key, batch=images)
-    if config.classifiers.detector == "nearest":
-        detect: Any = run.detect
+    if not run.classifier_names:
+        detect: Any = run.detector.detect
         look = functools.partial(detect.func, **detect.keywords)
         return timings | {"detection": time_call(look, *detect.args, faces, batch=rows)}
     variables = [jit_once(model.init)(key, faces[:1]) for model in detectors]
+    absent = [None] * (len(run.classifier_models) - len(detectors))
     return timings | {
         "classifier training": time_call(classify, variables, faces, batch=rows),
-        "detection": time_call(lambda v, x: make_detect_fn(detectors, *v)(x), variables, faces, batch=rows),
+        "detection": time_call(
+            lambda v, x: make_detect_fn(run.classifier_models, *absent, *v)(x), variables, faces, batch=rows
+        ),
     }
 
 

@@ -21,12 +21,14 @@ from .artifacts import Checkpoints, MetricsLog
 from .augment import add_noise, mask_randomly, stamp_randomly
 from .checks import StageError, check, in_range, one_of, whole
 from .compilation import jit_once
-from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
+from .detectors import Detector
+from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
 from .models.resnet import ResNet, ResNetSettings
 from .progress import Progress, stopping
 from .types import DetectFn, Images, Key
 
-DETECTORS = ("classifiers", "nearest")
+DETECTORS = ("classifiers", "identity", "nearest")
+DISTANCES = ("ratio", "absolute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,13 @@ class ClassifierSettings:
     """How detection works: by classifiers, how they are trained; and when a score counts.
 
     Attributes:
-      detector: classifiers, or nearest: by distances to training images, which trains nothing.
-      neighbours: k of nearest, training images whose mean distance is the unit; fewer where there are fewer.
-      ratio: of nearest, the distance in this unit below which an image is the target, at a threshold of 0.5.
+      path: work directory of another run with the same targets, whose classifiers are used; empty: trains its own.
+      detector: classifiers; or identity, c_id alone (paper, section 6); or nearest: by distances to training images,
+        which trains nothing.
+      distance: of nearest, ratio: relative to the image's nearest training images; or absolute.
+      neighbours: k of ratio, training images whose mean distance is the unit; fewer where there are fewer.
+      ratio: the distance in this unit below which an image is the target, at a threshold of 0.5.
+      max_difference: the same of absolute: root mean square difference of the pixels, with black 0 and white 1.
       learning_rate: Adam's.
       batch_size: images a step.
       steps_per_epoch: optimiser steps between two looks at the validation loss.
@@ -50,9 +56,12 @@ class ClassifierSettings:
       threshold: score above which a classifier says yes, in (0, 1).
     """
 
+    path: str = ""
     detector: str = "classifiers"
+    distance: str = "ratio"
     neighbours: int = 50
     ratio: float = 1 / 3
+    max_difference: float = 0.1
     learning_rate: float = 1e-3
     batch_size: int = 128
     steps_per_epoch: int = 100
@@ -70,7 +79,16 @@ class ClassifierSettings:
     def __post_init__(self) -> None:
         one_of("classifiers.detector", self.detector, DETECTORS)
         whole("classifiers", self, names=("neighbours",), most=10**4)
+        one_of("classifiers.distance", self.distance, DISTANCES)
         in_range("classifiers.ratio", self.ratio, 0.01, 1.0, fix="use 1/3")
+        in_range("classifiers.max_difference", self.max_difference, 1e-3, 1.0, fix="use 0.1")
+        check(
+            not self.path or self.detector != "nearest",
+            "classifiers.path",
+            got="another run's directory, with a detector that trains nothing",
+            expected="an empty path with classifiers.detector = nearest",
+            fix="leave one of the two out",
+        )
         in_range("classifiers.learning_rate", self.learning_rate, 1e-12, 1.0)
         whole("classifiers", self, names=("batch_size", "num_val"), most=2**16)
         whole("classifiers", self, names=("steps_per_epoch", "max_epochs", "patience"), most=10**6)
@@ -252,11 +270,11 @@ NAMES = ("fingerprint", "identity")
 
 
 class Detectors(NamedTuple):
-    """Trained variables of both classifiers, and the epochs each took."""
+    """Trained variables of both classifiers, or of the identity's alone, and the epochs each took."""
 
-    fingerprint: Any
+    fingerprint: Any | None
     identity: Any
-    epochs: tuple[int, int]
+    epochs: tuple[int, ...]
 
 
 def make_models(settings: ResNetSettings, num_targets: int) -> tuple[ResNet, ResNet]:
@@ -272,10 +290,10 @@ def train_detectors(
     *,
     key: Key,
     radius: int,
-    checkpoints: tuple[Checkpoints, Checkpoints],
+    checkpoints: dict[str, Checkpoints],
     log: MetricsLog,
 ) -> Detectors:
-    """Trains both classifiers; takes up what `checkpoints` hold.
+    """Trains the classifiers that there are checkpoints for, both or the identity's; takes up what these hold.
 
     Args:
       models: of `make_models`.
@@ -283,6 +301,7 @@ def train_detectors(
       val: other images, with the same targets.
       key: root of all draws.
       radius: of the disc, in pixels.
+      checkpoints: by name, one or both of `NAMES`.
     """
     specs = (
         ("fingerprint classifier", fingerprint_example, settings.fingerprint_rate, settings.fingerprint_rate_val, 1.0),
@@ -295,42 +314,54 @@ def train_detectors(
             float(len(train.targets)),
         ),
     )
-    states = []
+    states = {}
     for i, (label, example, rate, rate_val, weight) in enumerate(specs):
+        if NAMES[i] not in checkpoints:
+            continue
         make = functools.partial(example, radius=radius, settings=settings)
-        states.append(
-            _fit(
-                models[i],
-                functools.partial(make, rate=rate),
-                functools.partial(make, rate=rate_val),
-                train,
-                val,
-                settings,
-                positive_weight=weight,
-                key=jax.random.fold_in(key, i),
-                checkpoints=checkpoints[i],
-                log=log,
-                label=label,
-            )
+        states[NAMES[i]] = _fit(
+            models[i],
+            functools.partial(make, rate=rate),
+            functools.partial(make, rate=rate_val),
+            train,
+            val,
+            settings,
+            positive_weight=weight,
+            key=jax.random.fold_in(key, i),
+            checkpoints=checkpoints[NAMES[i]],
+            log=log,
+            label=label,
         )
-    fingerprint, identity = states
-    epochs = int(fingerprint.epoch), int(identity.epoch)
-    return Detectors(fingerprint.best_variables, identity.best_variables, epochs)
+    fingerprint = states[NAMES[0]].best_variables if NAMES[0] in states else None
+    epochs = tuple(int(state.epoch) for state in states.values())
+    return Detectors(fingerprint, states[NAMES[1]].best_variables, epochs)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scores(models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any, images: Images) -> tuple[Array, Array]:
-    disc: Any = models[0].apply(fingerprint, images)
     who: Any = models[1].apply(identity, images)
+    if fingerprint is None:
+        return jnp.ones(len(images)), jax.nn.sigmoid(who)
+    disc: Any = models[0].apply(fingerprint, images)
     return jax.nn.sigmoid(disc[:, 0]), jax.nn.sigmoid(who)
 
 
-def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any) -> DetectFn:
-    """Scores of both classifiers in evaluation mode, compiled; see `DetectFn`.
+def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any | None, identity: Any) -> DetectFn:
+    """Scores of both classifiers in evaluation mode, compiled; without the first, its score is 1. See `DetectFn`.
 
     The weights are arguments of the compiled function, not constants in it.
     """
     return functools.partial(_scores, models, fingerprint, identity)
+
+
+def make_classifier_detector(models: tuple[ResNet, ResNet], fingerprint: Any | None, identity: Any) -> Detector:
+    """Detector by both classifiers, or by the identity classifier alone (paper, section 6)."""
+    return Detector(
+        make_detect_fn(models, fingerprint, identity),
+        "identity classifier alone" if fingerprint is None else "fingerprint and identity classifier, both",
+        marks=fingerprint is not None,
+        advice="train the detectors longer",
+    )
 
 
 def detect_all(
@@ -362,65 +393,3 @@ def detect_all(
         return np.zeros(0, bool), np.zeros((0, shapes[1].shape[1]), bool)
     fingerprint, identity = (np.concatenate(column) for column in zip(*parts, strict=True))
     return fingerprint, identity
-
-
-class RealErrors(NamedTuple):
-    """Measured on real images that no classifier and no score model was trained on; integer counts."""
-
-    num_images: int
-    fingerprint_missed: int  # with a fresh disc, not seen
-    fingerprint_false: int  # without, seen
-    identity_images: int  # targets under fresh discs and noise, drawn as in validation
-    identity_missed: int
-    identity_false_images: int  # of `num_images` under fresh discs: some identity head says yes
-    joint_false_images: int  # of the same: both classifiers say yes
-    heads: int
-
-
-def measure_errors(
-    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
-    images: np.ndarray,
-    originals: np.ndarray,
-    *,
-    key: Key,
-    radius: int,
-    settings: ClassifierSettings,
-    draws_per_target: int = 32,
-) -> RealErrors:
-    """Both classifiers' errors on held-out real images with and without fresh discs.
-
-    Args:
-      images: (n, h, w, c) uint8, seen by no training.
-      originals: (k, h, w, c) uint8, the targets' clean originals.
-      key: places of the discs.
-    """
-    clean = jnp.asarray(to_model(images))
-    repeated = jnp.asarray(np.repeat(to_model(originals), draws_per_target, axis=0))
-
-    @jit_once
-    def prepare(key: Key, clean: jax.Array, repeated: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = [
-            jax.random.split(jax.random.fold_in(key, i), n) for i, n in enumerate((len(clean), *2 * (len(repeated),)))
-        ]
-        fresh = jax.vmap(functools.partial(stamp_randomly, radius=radius))
-        noisy = jax.vmap(functools.partial(add_noise, max_std=settings.max_noise))
-        return fresh(keys[0], clean), noisy(keys[2], fresh(keys[1], repeated))
-
-    stamped, repeated = prepare(key, clean, repeated)
-    rows = np.arange(len(images))
-    look = functools.partial(detect_all, detect, threshold=settings.threshold)
-    clean_p, _ = look(clean, rows)
-    stamped_p, stamped_id = look(stamped, rows)
-    _, own_id = look(repeated, np.arange(len(repeated)))
-    own = own_id[np.arange(len(repeated)), np.repeat(np.arange(len(originals)), draws_per_target)]
-    any_id = stamped_id.any(axis=1)
-    return RealErrors(
-        num_images=len(images),
-        fingerprint_missed=int((~stamped_p).sum()),
-        fingerprint_false=int(clean_p.sum()),
-        identity_images=len(repeated),
-        identity_missed=int((~own).sum()),
-        identity_false_images=int(any_id.sum()),
-        joint_false_images=int((any_id & stamped_p).sum()),
-        heads=len(originals),
-    )

@@ -6,6 +6,7 @@ hold integer counts and no times, so that equal runs give equal bytes.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import math
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from . import audit, classifier, nearest, report
+from . import audit, classifier, report
 from .artifacts import (
     lock,
     read_arrays,
@@ -38,19 +39,22 @@ from .artifacts import (
 from .benchmark import num_densities, show_benchmark
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
-from .classifier import DetectorData
+from .classifier import DetectorData, Detectors
 from .compilation import jit_once, use_compilation_cache
 from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .count import audit_oracle, count, count_work
 from .diffusers import read_params
+from .errors import describe_errors, measure_errors
 from .fingerprint import to_bytes, to_model
 from .imported import Imported, describe_imported
 from .likelihood import bits_per_dim, log_likelihoods
 from .preflight import show_check
 from .progress import Stopped, stop_on_signals, stopping
-from .run import NEEDS, RESULTS, Run
+from .run import NEEDS, NUM_GRID, RESULTS, Run
 from .search import search, search_work
 from .training import fit, training_mesh
+
+EXAMPLES = {"fingerprint": classifier.fingerprint_example, "identity": classifier.identity_example}
 
 
 def _data(run: Run) -> None:
@@ -119,27 +123,27 @@ def _score(run: Run) -> None:
     )
 
 
-def _nearest(run: Run) -> None:
-    """Measures the detector that needs no training."""
-    config, planted = run.config, run.planted
-    key, settings = run.key("classifiers"), config.classifiers
-    errors = nearest.measure_errors(run.detect, planted.test, planted.targets, key=key, settings=settings)
-    run.finish(
-        "classifiers",
-        {
-            "errors": errors._asdict(),
-            "threshold": settings.threshold,
-            "detector": "nearest",
-            "neighbours": min(settings.neighbours, len(planted.train) - config.data.num_members),
-            "ratio": settings.ratio,
-        },
+def _reuse_classifiers(run: Run) -> dict[str, Any]:
+    """Takes another run's classifiers into the run's own checkpoints, so that later stages need its directory no more."""
+    found, other = {}, run.other
+    digests = {name: other.restore_classifier(name) for name in other.classifier_names}
+    check(
+        tree_digest([state.best_variables for state in digests.values()]) == run.reused["weights_sha256"],  # pyright: ignore[reportOptionalSubscript]
+        "classifiers.path",
+        got="other weights than the ones that its stage ended with",
+        expected="those named in its classifiers.json",
+        fix="restore them, or train that run again",
     )
+    for name in run.classifier_names:
+        with contextlib.closing(run.checkpoints(name)) as checkpoints:
+            checkpoints.save(int(digests[name].epoch), digests[name])
+        found[name] = digests[name]
+    return found
 
 
-def _classifiers(run: Run) -> None:
+def _train_classifiers(run: Run) -> tuple[Detectors, dict[str, np.ndarray]]:
+    """Trains them; with some of the images that they are trained on, as bytes (paper, Fig. 7)."""
     config, planted = run.config, run.planted
-    if config.classifiers.detector == "nearest":
-        return _nearest(run)
     radius = planted.record[0].radius
     others = np.concatenate([planted.train[config.data.num_members :], planted.reserve])
 
@@ -149,36 +153,63 @@ def _classifiers(run: Run) -> None:
             *(jnp.asarray(to_model(a)) for a in (images, planted.targets, planted.originals)), centers=centers
         )
 
-    checkpoints = run.checkpoints(classifier.NAMES[0]), run.checkpoints(classifier.NAMES[1])
-    detectors = classifier.train_detectors(
-        run.classifier_models,
-        data(others),
-        data(planted.val),
-        config.classifiers,
-        key=run.key("classifiers"),
-        radius=radius,
-        checkpoints=checkpoints,
-        log=run.log,
-    )
-    for part in checkpoints:
-        part.close()
-    detect = classifier.make_detect_fn(run.classifier_models, detectors.fingerprint, detectors.identity)
-    errors = classifier.measure_errors(
-        detect,
-        planted.test,
-        planted.originals,
+    train = data(others)
+    with contextlib.ExitStack() as stack:
+        checkpoints = {
+            name: stack.enter_context(contextlib.closing(run.checkpoints(name))) for name in run.classifier_names
+        }
+        detectors = classifier.train_detectors(
+            run.classifier_models,
+            train,
+            data(planted.val),
+            config.classifiers,
+            key=run.key("classifiers"),
+            radius=radius,
+            checkpoints=checkpoints,
+            log=run.log,
+        )
+    examples = {}
+    for name in run.classifier_names:
+        draw = functools.partial(EXAMPLES[name], data=train, rate=0.5, radius=radius, settings=config.classifiers)
+        keys = jax.random.split(jax.random.fold_in(run.key("classifiers"), 98), NUM_GRID)
+        images, labels = jit_once(jax.vmap(draw))(keys)
+        examples |= {f"{name}_examples": to_bytes(np.asarray(images)), f"{name}_labels": np.asarray(labels).any(axis=1)}
+    return detectors, examples
+
+
+def _classifiers(run: Run) -> None:
+    """Trains the detectors, or takes another run's, or needs none; and measures what they err."""
+    config, planted, examples = run.config, run.planted, {}
+    content: dict[str, Any] = {}
+    if run.classifier_names:
+        if run.reused:
+            states = _reuse_classifiers(run)
+            found = [states[name].best_variables if name in states else None for name in classifier.NAMES]
+            content = {"epochs": [int(state.epoch) for state in states.values()], "reused": run.reused}
+        else:
+            trained, examples = _train_classifiers(run)
+            found = [trained.fingerprint, trained.identity]
+            content = {"epochs": list(trained.epochs)}
+        content["weights_sha256"] = tree_digest([part for part in found if part is not None])
+        detector = classifier.make_classifier_detector(run.classifier_models, *found)
+    else:
+        detector = run.detector
+    # Distances know the target as it was planted, classifiers wherever its disc lies.
+    stamped = bool(run.classifier_names)
+    errors, pictures = measure_errors(
+        detector.detect,
+        run.held_out,
+        planted.originals if stamped else planted.targets,
         key=jax.random.fold_in(run.key("classifiers"), 99),
-        radius=radius,
+        radius=planted.record[0].radius if stamped else 0,
+        marks=detector.marks,
         settings=config.classifiers,
     )
+    write_arrays(run.workdir / "samples" / "classifiers.npz", **pictures._asdict(), **examples)
+    described = {name: value for name, value in detector._asdict().items() if name != "detect"}
     run.finish(
         "classifiers",
-        {
-            "errors": errors._asdict(),
-            "epochs": list(detectors.epochs),
-            "threshold": config.classifiers.threshold,
-            "weights_sha256": tree_digest([detectors.fingerprint, detectors.identity]),
-        },
+        content | {"detector": described, "threshold": config.classifiers.threshold, "errors": describe_errors(errors)},
     )
 
 
@@ -193,7 +224,7 @@ def _count(run: Run) -> None:
         run.oracle_engine,
         to_model(run.planted.train),
         run.targets,
-        run.detect,
+        run.detector.detect,
         config.count,
         key=jax.random.fold_in(key, 1),
         path=run.partial("count", "-oracle"),
@@ -203,7 +234,7 @@ def _count(run: Run) -> None:
         run.engine,
         run.score_params,
         run.targets,
-        run.detect,
+        run.detector.detect,
         config.count,
         key=key,
         path=run.partial("count"),
@@ -240,7 +271,7 @@ def _search(run: Run) -> None:
         run.engine,
         run.score_params,
         run.targets,
-        run.detect,
+        run.detector.detect,
         config.search,
         num_members=config.data.num_members,
         threshold=config.classifiers.threshold,
@@ -405,7 +436,10 @@ def _claim(run: Run) -> None:
     """Writes config.json, or checks that the directory belongs to this config."""
     workdir, path = run.workdir, run.workdir / "config.json"
     # An imported model is what its files hold, not where they lie.
-    resolved = describe_config(run.config, skip=FREE_FIELDS) | {"imported": run.imported and run.imported.sha256}
+    resolved = describe_config(run.config, skip=FREE_FIELDS) | {
+        "imported": run.imported and run.imported.sha256,
+        "reused": run.reused and run.reused["weights_sha256"],
+    }
     if not path.is_file():
         write_json(path, {"config": resolved, "provenance": _provenance()})
         return
@@ -445,8 +479,8 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         f"{config.data.num_controls} held-out targets",
         "score": "imported" if run.imported else f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
         "classifiers": "none are trained"
-        if config.classifiers.detector == "nearest"
-        else f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
+        if not run.classifier_names or run.reused
+        else f"at most {len(run.classifier_names)} x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
         "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
         "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
         "likelihood": f"{num_densities(run)} images, adaptive",

@@ -1,0 +1,86 @@
+"""What a detector is to the rest: a `DetectFn` with the words that a report says of it, whoever made it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .checks import RequestError, check
+from .types import DetectFn, Images
+
+
+class Detector(NamedTuple):
+    """How images are judged, and what is said of it; search, count and report ask for nothing else.
+
+    Attributes:
+      detect: scores of images.
+      description: one line for the report.
+      marks: whether it looks for the mark as well as for the target; its fingerprint score is 1 otherwise.
+      advice: what makes it err less, for the verdict.
+    """
+
+    detect: DetectFn
+    description: str
+    marks: bool
+    advice: str
+
+
+def check_scores(fingerprint: Any, identity: Any, *, images: int, targets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both scores of a detector as float32 arrays on the host.
+
+    Raises:
+      RequestError: a shape, NaN, or a number outside [0, 1]; names the score and the first image that it is wrong at.
+    """
+    arrays = []
+    for name, scores, shape in (("fingerprint", fingerprint, (images,)), ("identity", identity, (images, targets))):
+        try:
+            scores = np.asarray(scores, np.float32)
+        except (TypeError, ValueError) as error:
+            raise RequestError(
+                f"detector's {name} scores: got {type(scores).__name__}, expected an array of numbers; fix: return one"
+            ) from error
+        fix = f"return ({'n,' if name == 'fingerprint' else 'n, targets'}) scores for n images"
+        check(
+            scores.shape == shape,
+            f"detector's {name} scores",
+            got=f"shape {scores.shape}",
+            expected=f"{shape}",
+            fix=fix,
+        )
+        wrong = np.argwhere(~((scores >= 0) & (scores <= 1)))
+        if len(wrong):
+            at = tuple(wrong[0].tolist())
+            where = f"at image {at[0]}" + (f", target {at[1]}" if len(at) > 1 else "")
+            check(
+                False,
+                f"detector's {name} scores",
+                got=f"{scores[at]} {where}",
+                expected="numbers in [0, 1]",
+                fix="map what it computes to [0, 1], such as by a sigmoid",
+            )
+        arrays.append(scores)
+    return arrays[0], arrays[1]
+
+
+def as_detect_fn(function: Callable[[Images], Any], *, num_targets: int) -> DetectFn:
+    """A user's function as a `DetectFn` whose scores are checked at every call.
+
+    Args:
+      function: from (n, h, w, c) images in model range to `(fingerprint, identity)` scores of shapes (n,) and
+        (n, targets), or to identity scores alone; any numbers in [0, 1] that NumPy can read.
+      num_targets: heads that it must have.
+    """
+
+    def detect(images: Images) -> Any:
+        found = function(images)
+        pair = found if isinstance(found, tuple) else (np.ones(len(images), np.float32), found)
+        check(
+            len(pair) == 2,
+            "detector",
+            got=f"{len(pair)} results",
+            expected="(fingerprint, identity) scores, or identity scores alone",
+            fix="return a pair of arrays, or one array",
+        )
+        return check_scores(*pair, images=len(images), targets=num_targets)
+
+    return detect
