@@ -120,6 +120,7 @@ def get_config() -> ConfigDict:
                 "max_noise": 0.1,  # standard deviation in model range
                 "num_val": 1024,  # examples
                 "threshold": 0.5,
+                "thresholds": (0.05, 0.1, 0.25, 0.75, 0.9, 0.95),  # at which detections are counted too
             },
             "count": {
                 "num_samples": 50_000,  # the paper's Table 2

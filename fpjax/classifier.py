@@ -21,7 +21,7 @@ from .artifacts import Checkpoints, MetricsLog
 from .augment import add_noise, mask_randomly, stamp_randomly
 from .checks import StageError, check, in_range, one_of, whole
 from .compilation import jit_once
-from .detectors import Detector
+from .detection import Detector
 from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
 from .models.resnet import ResNet, ResNetSettings
 from .progress import Progress, stopping
@@ -54,6 +54,7 @@ class ClassifierSettings:
       max_noise: largest standard deviation of added noise, in model range.
       num_val: validation examples, drawn once.
       threshold: score above which a classifier says yes, in (0, 1).
+      thresholds: others at which detections are counted too, to see how much the answer depends on it.
     """
 
     path: str = ""
@@ -75,6 +76,7 @@ class ClassifierSettings:
     max_noise: float = 0.1
     num_val: int = 1024
     threshold: float = 0.5
+    thresholds: tuple[float, ...] = (0.05, 0.1, 0.25, 0.75, 0.9, 0.95)
 
     def __post_init__(self) -> None:
         one_of("classifiers.detector", self.detector, DETECTORS)
@@ -95,13 +97,14 @@ class ClassifierSettings:
         whole("classifiers", self, names=("max_masks",), least=0, most=100)
         for name in ("fingerprint_rate", "fingerprint_rate_val", "identity_rate", "identity_rate_val"):
             in_range(f"classifiers.{name}", getattr(self, name), 0.0, 1.0)
-        check(
-            0 < self.threshold < 1,
-            "classifiers.threshold",
-            got=self.threshold,
-            expected="a number in (0, 1)",
-            fix="use 0.5",
-        )
+        for name, threshold in (("threshold", self.threshold), *(("thresholds", each) for each in self.thresholds)):
+            check(
+                0 < threshold < 1,
+                f"classifiers.{name}",
+                got=threshold,
+                expected="a number in (0, 1)",
+                fix="use 0.5",
+            )
         in_range("classifiers.max_noise", self.max_noise, 0.0, 2.0)
 
 
@@ -362,34 +365,3 @@ def make_classifier_detector(models: tuple[ResNet, ResNet], fingerprint: Any | N
         marks=fingerprint is not None,
         advice="train the detectors longer",
     )
-
-
-def detect_all(
-    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
-    images: Images,
-    rows: np.ndarray,
-    *,
-    threshold: float,
-    batch_size: int = 256,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decisions for some rows of a batch of images, in one compiled shape.
-
-    Args:
-      detect: a jitted `DetectFn`.
-      images: (n, h, w, c) on the device.
-      rows: (k,) rows to look at.
-
-    Returns:
-      `(fingerprint, identity)`: boolean arrays of shapes (k,) and (k, targets).
-    """
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        padded = np.zeros(batch_size, np.int32)
-        padded[: len(part)] = part
-        parts.append([np.asarray(s)[: len(part)] > threshold for s in detect(images[padded])])
-    if not parts:
-        shapes = jax.eval_shape(detect, images[:1])
-        return np.zeros(0, bool), np.zeros((0, shapes[1].shape[1]), bool)
-    fingerprint, identity = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return fingerprint, identity

@@ -6,7 +6,6 @@ the empirical oracle, the perfect memoriser, which must be found.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +16,11 @@ import numpy as np
 from .artifacts import MetricsLog
 from .chains import MAX_CHAINS, NO_TARGET, Block, Engine, Work, concatenate_work, make_work, run_saved
 from .checks import check, whole
-from .classifier import detect_all
+from .detection import detect_all, exceeding, joint_scores
 from .oracle import nearest_image
 from .sde import TimeGrid
-from .types import Images, Key
+from .types import DetectFn, Key
 
-Detect = Callable[[Images], tuple[jax.Array, jax.Array]]
 KEPT_SAMPLES, KEPT_HITS = 16, 8
 
 
@@ -57,7 +55,9 @@ class CountResult(NamedTuple):
     num_fingerprint: int  # c_p+, samples with a disc
     num_identity: np.ndarray  # (targets,) c_id+ of each head
     num_detected: np.ndarray  # (targets,) both
+    num_detected_at: np.ndarray  # (targets, thresholds), at other thresholds
     control_hit_samples: int  # samples in which some held-out head and c_p say yes: false by construction
+    control_hit_samples_at: np.ndarray  # (thresholds,)
     sensitivity_chains: int  # from each member
     sensitivity_detected: np.ndarray  # (members,)
     sensitivity_level: int
@@ -102,11 +102,12 @@ def count(
     engine: Engine,
     params: Any,
     targets: np.ndarray,
-    detect: Detect,
+    detect: DetectFn,
     settings: CountSettings,
     *,
     num_members: int,
     threshold: float,
+    thresholds: tuple[float, ...] = (),
     key: Key,
     path: Path,
     log: MetricsLog,
@@ -117,19 +118,22 @@ def count(
       targets: (k, h, w, c) float32 in model range, members first.
       detect: a jitted `DetectFn`.
       threshold: score above which a classifier says yes.
+      thresholds: others, at which detections are counted too.
       path: where an interrupted run is kept.
     """
     work = count_work(settings, engine.grid, num_members)
     nothing = np.iinfo(np.int64).max
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
-        fingerprint, identity = detect_all(detect, block.images, block.rows, threshold=threshold)
-        both = fingerprint[:, None] & identity
-        plain = block.target == NO_TARGET
-        tally["fingerprint"] += int(fingerprint[plain].sum())
-        tally["identity"] += identity[plain].sum(axis=0)
+        fingerprint, identity = detect_all(detect, block.images, block.rows)
+        joint, plain = joint_scores(fingerprint, identity), block.target == NO_TARGET
+        both, at = joint > threshold, exceeding(joint[plain], thresholds)
+        tally["fingerprint"] += int((fingerprint[plain] > threshold).sum())
+        tally["identity"] += (identity[plain] > threshold).sum(axis=0)
         tally["detected"] += both[plain].sum(axis=0)
+        tally["detected_at"] += at.sum(axis=0)
         tally["control_hits"] += int(both[plain][:, num_members:].any(axis=1).sum())
+        tally["control_hits_at"] += at[:, num_members:].any(axis=1).sum(axis=0)
         low = np.flatnonzero(~plain)
         np.add.at(tally["low_detected"], block.target[low], both[low, block.target[low]])
         hits = np.flatnonzero(plain & both[:, :num_members].any(axis=1))
@@ -143,7 +147,9 @@ def count(
         "fingerprint": np.zeros((), np.int64),
         "identity": np.zeros(len(targets), np.int64),
         "detected": np.zeros(len(targets), np.int64),
+        "detected_at": np.zeros((len(targets), len(thresholds)), np.int64),
         "control_hits": np.zeros((), np.int64),
+        "control_hits_at": np.zeros(len(thresholds), np.int64),
         "low_detected": np.zeros(num_members, np.int64),
     }
     for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES)):
@@ -163,7 +169,9 @@ def count(
         int(tally["fingerprint"]),
         tally["identity"],
         tally["detected"],
+        tally["detected_at"],
         int(tally["control_hits"]),
+        tally["control_hits_at"],
         settings.sensitivity_chains,
         tally["low_detected"],
         sensitivity_level(engine.grid),
@@ -197,7 +205,7 @@ def audit_oracle(
     engine: Engine,
     train: np.ndarray,
     targets: np.ndarray,
-    detect: Detect,
+    detect: DetectFn,
     settings: CountSettings,
     *,
     num_members: int,
@@ -225,8 +233,7 @@ def audit_oracle(
     images = jnp.asarray(train)
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
-        fingerprint, identity = detect_all(detect, block.images, block.rows, threshold=threshold)
-        both = fingerprint[:, None] & identity
+        both = joint_scores(*detect_all(detect, block.images, block.rows)) > threshold
         row = np.asarray(nearest(block.images, images))[block.rows]
         plain, is_member = block.target == NO_TARGET, row < num_members
         seen = both[np.arange(len(row)), np.where(is_member, row, 0)]

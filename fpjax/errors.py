@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .augment import add_noise, mask_randomly, stamp_randomly
-from .classifier import ClassifierSettings, detect_all
+from .classifier import ClassifierSettings
 from .compilation import jit_once
+from .detection import detect_all, exceeding, joint_scores
 from .fingerprint import to_bytes, to_model
 from .types import DetectFn, Image, Key
 
@@ -114,7 +115,6 @@ def measure_errors(
     radius: int,
     marks: bool,
     settings: ClassifierSettings,
-    thresholds: tuple[float, ...] = (),
     draws_per_target: int = 32,
 ) -> tuple[RealErrors, Pictures]:
     """Errors on held-out real images, and on the targets.
@@ -126,14 +126,12 @@ def measure_errors(
       key: of discs, noise and masks.
       radius: of the discs; 0: nothing is stamped.
       marks: whether the detector looks for the mark.
-      settings: noise, masks and threshold.
-      thresholds: where the joint errors are counted too.
+      settings: noise, masks and thresholds.
       draws_per_target: positives of each target and condition.
     """
     heads, draws = len(targets), draws_per_target
     others, own = jnp.asarray(to_model(images)), jnp.asarray(np.repeat(to_model(targets), draws, axis=0))
     head = np.repeat(np.arange(heads), draws)
-    look: Callable[[Any], tuple[np.ndarray, np.ndarray]] = lambda x: detect_all(detect, x, np.arange(len(x)))  # noqa: E731
     threshold = settings.threshold
     roc: list[Roc] = []
     kept: dict[str, np.ndarray] = {}
@@ -150,13 +148,14 @@ def measure_errors(
             others_, own_ = (each(stamp, 0, others), each(stamp, 1, own)) if radius else (others, own)
             return each(change, 2, others_), each(change, 3, own_), each(change, 4, others)  # noqa: B023
 
-        shown, found, clean = prepare(jax.random.fold_in(key, i), others, own)
-        (mark, who), (own_mark, own_who) = look(shown), look(found)
+        batches = prepare(jax.random.fold_in(key, i), others, own)
+        (mark, who), (own_mark, own_who) = (detect_all(detect, x, np.arange(len(x))) for x in batches[:2])
+        shown, found, clean = batches
         own_who = own_who[np.arange(len(head)), head]
-        both, own_both = np.minimum(mark[:, None], who), np.minimum(own_mark, own_who)
+        both, own_both = joint_scores(mark, who), np.minimum(own_mark, own_who)
         # A mask is a disc, so under masks there is no image without a mark.
         if marks and condition != "masks":
-            unmarked = look(clean)[0]
+            unmarked = detect_all(detect, clean, np.arange(len(clean)))[0]
             roc.append(make_roc(FINGERPRINT, condition, mark, unmarked[:, None], threshold=threshold))
             if condition == "plain":
                 rows = np.flatnonzero(unmarked > threshold)[:KEPT_ERRORS]
@@ -166,12 +165,12 @@ def measure_errors(
             roc.append(make_roc(JOINT, condition, own_both, both, threshold=threshold))
         if condition == "plain":
             at["false_by_head"] = (both > threshold).sum(axis=0)
-            at["false_images_at"] = np.asarray([(both > c).any(axis=1).sum() for c in thresholds], np.int64)
+            at["false_images_at"] = exceeding(both, settings.thresholds).any(axis=1).sum(axis=0)
             rows = np.flatnonzero((who > threshold).any(axis=1))[:KEPT_ERRORS]
             kept["identity_false"] = to_bytes(np.asarray(shown[rows]))
             kept["identity_false_head"] = np.argmax(who[rows], axis=1) if heads else rows
         if condition == "noise":
-            at["missed_at"] = np.asarray([(own_both <= c).sum() for c in thresholds], np.int64)
+            at["missed_at"] = (~exceeding(own_both, settings.thresholds)).sum(axis=0)
             rows = np.flatnonzero(own_both <= threshold)[:KEPT_ERRORS]
             kept["missed"] = to_bytes(np.asarray(found[rows]))
             kept["missed_head"] = head[rows]

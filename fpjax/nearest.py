@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .classifier import ClassifierSettings
-from .detectors import Detector
+from .detection import Detector
 from .types import DetectFn, Images, Scores
 
 

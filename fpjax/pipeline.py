@@ -124,7 +124,7 @@ def _score(run: Run) -> None:
 
 
 def _reuse_classifiers(run: Run) -> dict[str, Any]:
-    """Takes another run's classifiers into the run's own checkpoints, so that later stages need its directory no more."""
+    """Takes another run's classifiers into the run's own checkpoints: later stages need its directory no more."""
     found, other = {}, run.other
     digests = {name: other.restore_classifier(name) for name in other.classifier_names}
     check(
@@ -209,7 +209,13 @@ def _classifiers(run: Run) -> None:
     described = {name: value for name, value in detector._asdict().items() if name != "detect"}
     run.finish(
         "classifiers",
-        content | {"detector": described, "threshold": config.classifiers.threshold, "errors": describe_errors(errors)},
+        content
+        | {
+            "detector": described,
+            "threshold": config.classifiers.threshold,
+            "thresholds": config.classifiers.thresholds,
+            "errors": describe_errors(errors),
+        },
     )
 
 
@@ -236,6 +242,7 @@ def _count(run: Run) -> None:
         run.targets,
         run.detector.detect,
         config.count,
+        thresholds=config.classifiers.thresholds,
         key=key,
         path=run.partial("count"),
         **common,
@@ -275,6 +282,7 @@ def _search(run: Run) -> None:
         config.search,
         num_members=config.data.num_members,
         threshold=config.classifiers.threshold,
+        thresholds=config.classifiers.thresholds,
         key=run.key("search"),
         path=run.partial("search"),
         log=run.log,
@@ -480,7 +488,8 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         "score": "imported" if run.imported else f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
         "classifiers": "none are trained"
         if not run.classifier_names or run.reused
-        else f"at most {len(run.classifier_names)} x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
+        else f"at most {len(run.classifier_names)} x "
+        f"{config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
         "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
         "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
         "likelihood": f"{num_densities(run)} images, adaptive",

@@ -19,7 +19,7 @@ from .checks import check
 from .config import Config, describe_config
 from .data.plant import Planted, describe, held_out_rows, plant
 from .data.source import load
-from .detectors import Detector
+from .detection import Detector
 from .fingerprint import dequantize, to_bytes, to_model
 from .imported import Imported, file_digests, parse_imported, read_imported
 from .models.unet import UNet

@@ -6,19 +6,17 @@ and with the chains asked for (paper, Alg. 1, exhaustively).
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from .artifacts import MetricsLog
 from .chains import MAX_CHAINS, Block, Engine, Work, concatenate_work, make_work, run_saved
 from .checks import check, in_range, whole
-from .classifier import detect_all
+from .detection import detect_all, exceeding
 from .sde import TimeGrid
-from .types import Images, Key
+from .types import DetectFn, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +54,7 @@ class SearchResult(NamedTuple):
     num_fingerprint: np.ndarray
     num_identity: np.ndarray
     num_detected: np.ndarray  # both classifiers
+    num_detected_at: np.ndarray  # (rows, thresholds), at other thresholds
     evaluations: int
     executed: int
 
@@ -115,11 +114,12 @@ def search(
     engine: Engine,
     params: Any,
     targets: np.ndarray,
-    detect: Callable[[Images], tuple[jax.Array, jax.Array]],
+    detect: DetectFn,
     settings: SearchSettings,
     *,
     num_members: int,
     threshold: float,
+    thresholds: tuple[float, ...] = (),
     key: Key,
     path: Path,
     log: MetricsLog,
@@ -130,28 +130,34 @@ def search(
       targets: (k, h, w, c) float32 in model range, members first.
       detect: a jitted `DetectFn`.
       threshold: score above which a classifier says yes.
+      thresholds: others, at which detections are counted too.
       path: where an interrupted run is kept.
     """
     num_levels = engine.grid.num_levels
     work = search_work(settings, engine.grid, len(targets), num_members)
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
-        fingerprint, identity = detect_all(detect, block.images, block.rows, threshold=threshold)
+        fingerprint, identity = detect_all(detect, block.images, block.rows)
         identity = identity[np.arange(len(block.rows)), block.target]
-        phase = (block.chain >= settings.rank_chains).astype(int)
-        columns = (np.ones_like(fingerprint), fingerprint, identity, fingerprint & identity)
-        np.add.at(tally["counts"], (block.target, phase, block.level), np.stack(columns, axis=-1).astype(np.int64))
+        joint, phase = np.minimum(fingerprint, identity), (block.chain >= settings.rank_chains).astype(int)
+        columns = np.stack(
+            [np.ones(len(joint), bool), *(s > threshold for s in (fingerprint, identity, joint))], axis=-1
+        )
+        columns = np.concatenate([columns, exceeding(joint, thresholds)], axis=-1)
+        np.add.at(tally["counts"], (block.target, phase, block.level), columns.astype(np.int64))
 
-    tally = {"counts": np.zeros((len(targets), 2, num_levels + 1, 4), np.int64)}
+    tally = {"counts": np.zeros((len(targets), 2, num_levels + 1, 4 + len(thresholds)), np.int64)}
     state = run_saved(
         engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="search"
     )
     target, phase, level = np.nonzero(tally["counts"][..., 0])
+    counts = tally["counts"][target, phase, level]
     return SearchResult(
         target,
         phase,
         level,
-        *tally["counts"][target, phase, level].T,
+        *counts[:, :4].T,
+        num_detected_at=counts[:, 4:],
         evaluations=state.num_useful,
         executed=state.num_executed,
     )

@@ -18,7 +18,7 @@ A test of level a rejects when p <= a; each p-value here satisfies P(p <= a) <= 
 
 import math
 from collections.abc import Sequence
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -569,8 +569,8 @@ def roc_area(
 
     # At the very ends the variance is 0, which is no interval: the root beyond is sought.
     tiny = 1e-9
-    lower = brentq(outside, 0.0, area - tiny) if area > tiny and outside(area - tiny) < 0 else 0.0
-    upper = brentq(outside, area + tiny, 1.0) if area < 1 - tiny and outside(area + tiny) < 0 else 1.0
+    lower: Any = brentq(outside, 0.0, area - tiny) if area > tiny and outside(area - tiny) < 0 else 0.0
+    upper: Any = brentq(outside, area + tiny, 1.0) if area < 1 - tiny and outside(area + tiny) < 0 else 1.0
     return Area(area, max(0.0, min(lower, area - half)), min(1.0, max(upper, area + half)))
 
 

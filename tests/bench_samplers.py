@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fpjax import stats
 from fpjax.chains import make_engine, make_work, run_chains
-from fpjax.classifier import detect_all
 from fpjax.config import make_config
+from fpjax.detection import detect_all, joint_scores
 from fpjax.run import Run
 from fpjax.sampling import SamplerSettings, make_grid, make_sampler
 
@@ -53,10 +53,8 @@ def measure(run: Run, sampler: SamplerSettings, times: np.ndarray, chains: int) 
     for work in (make_work(0, 1, 0), make_work(0, *np.meshgrid(np.unique(levels), np.arange(chains), indexing="ij"))):
         started, hits[:] = time.monotonic(), 0
         for block in run_chains(engine, run.score_params, run.targets, work, key=jax.random.key(0)):
-            fingerprint, identity = detect_all(
-                run.detect, block.images, block.rows, threshold=run.config.classifiers.threshold
-            )
-            np.add.at(hits, block.level, fingerprint & identity[:, 0])
+            joint = joint_scores(*detect_all(run.detect, block.images, block.rows))
+            np.add.at(hits, block.level, joint[:, 0] > run.config.classifiers.threshold)
             spent, seconds = block.state.num_useful, time.monotonic() - started
     found = np.unique(levels)
     t50 = stats.t50(grid.t[found].astype(float), hits[found], np.full(len(found), chains))

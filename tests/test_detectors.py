@@ -12,12 +12,12 @@ from fpjax.checks import RequestError
 from fpjax.classifier import (
     ClassifierSettings,
     DetectorData,
-    detect_all,
     fingerprint_example,
     identity_example,
     measure_errors,
 )
 from fpjax.count import CountSettings, count, count_work, sensitivity_level
+from fpjax.detection import detect_all
 from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
 from fpjax.sampling import SAMPLERS
 from fpjax.sde import SubVP, time_grid
@@ -109,10 +109,13 @@ def test_random_disc_is_wholly_inside_everywhere():
 
 
 def brightness_detect(images):
-    """A detector whose answers are known: fingerprint if the first pixel is above 0.3, head h if the second is."""
+    """A detector whose answers are known: above 0.5 if the first pixel is above 0.3, head h if the second is."""
     first, second = images[:, 0, 0, 0], images[:, 0, 1, 0]
-    heads = jnp.stack([second > 0.3, second > 0.6, second > 5.0], axis=1)
-    return (first > 0.3).astype(jnp.float32), heads.astype(jnp.float32)
+    heads = jnp.stack([second - 0.3, second - 0.6, second - 5.0], axis=1)
+    return jnp.clip(first + 0.2, 0, 1), jnp.clip(0.5 + heads, 0, 1)
+
+
+AT = (0.25, 0.75)  # other thresholds, as far from 0.5 as the pixel is from its bound
 
 
 jit_detect = jax.jit(brightness_detect)
@@ -121,10 +124,10 @@ jit_detect = jax.jit(brightness_detect)
 def test_detect_all_pads_and_keeps_order():
     images = np.random.default_rng(0).normal(0.3, 0.3, (23, 2, 2, 1)).astype(np.float32)
     rows = np.array([5, 0, 22, 7, 7])
-    found = detect_all(jit_detect, jnp.asarray(images), rows, threshold=0.5, batch_size=2)
-    np.testing.assert_array_equal(found[0], images[rows, 0, 0, 0] > 0.3)
-    np.testing.assert_array_equal(found[1][:, 1], images[rows, 0, 1, 0] > 0.6)
-    empty = detect_all(jit_detect, jnp.asarray(images), rows[:0], threshold=0.5)
+    found = detect_all(jit_detect, jnp.asarray(images), rows, batch_size=2)
+    np.testing.assert_allclose(found[0], np.clip(images[rows, 0, 0, 0] + 0.2, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(found[1][:, 1], np.clip(images[rows, 0, 1, 0] - 0.1, 0, 1), atol=1e-6)
+    empty = detect_all(jit_detect, jnp.asarray(images), rows[:0])
     assert (empty[0].shape, empty[1].shape) == ((0,), (0, 3))
 
 
@@ -174,6 +177,7 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
         settings,
         num_members=1,
         threshold=0.5,
+        thresholds=AT,
         key=jax.random.key(5),
         path=tmp_path / "s.npz",
         log=MetricsLog(tmp_path / "m.jsonl"),
@@ -182,9 +186,10 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
     images = everything(engine, work, 5)
     expected = {}
     for (target, level, chain), image in images.items():
-        row = expected.setdefault((target, int(chain >= 5), level), [0, 0, 0, 0])
-        first, second = image[0, 0, 0] > 0.3, image[0, 1, 0] > (0.3, 0.6, 5.0)[target]
-        for i, value in enumerate((True, first, second, first and second)):
+        row = expected.setdefault((target, int(chain >= 5), level), [0] * 6)
+        first, second = image[0, 0, 0] - 0.3, image[0, 1, 0] - (0.3, 0.6, 5.0)[target]
+        values = (True, first > 0, second > 0, *(min(first, second) > bound for bound in (0, -0.25, 0.25)))
+        for i, value in enumerate(values):
             row[i] += int(value)
     columns = zip(
         result.target,
@@ -194,10 +199,12 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
         result.num_fingerprint,
         result.num_identity,
         result.num_detected,
+        *result.num_detected_at.T,
         strict=True,
     )
     assert {tuple(map(int, c[:3])): list(map(int, c[3:])) for c in columns} == expected
-    assert sum(row[3] for row in expected.values()) > 0
+    few, some, many = (sum(row[i] for row in expected.values()) for i in (5, 3, 4))
+    assert 0 < few < some < many
     assert result.evaluations == work.num_steps
 
 
@@ -235,6 +242,7 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
         settings,
         num_members=2,
         threshold=0.5,
+        thresholds=AT,
         key=jax.random.key(6),
         path=tmp_path / "c.npz",
         log=MetricsLog(tmp_path / "m.jsonl"),
@@ -242,12 +250,15 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
     images = everything(engine, count_work(settings, GRID, 2), 6)
     plain = {chain: image for (target, _, chain), image in images.items() if target == NO_TARGET}
     assert sorted(plain) == list(range(150))
-    first = np.array([plain[c][0, 0, 0] > 0.3 for c in range(150)])
-    second = np.array([plain[c][0, 1, 0] for c in range(150)])
-    heads = np.stack([second > 0.3, second > 0.6, second > 5.0], axis=1)
+    pixels = np.array([plain[c][0, :, 0] for c in range(150)])
+    first, heads = pixels[:, 0] > 0.3, pixels[:, 1:] > [0.3, 0.6, 5.0]
     assert result.num_fingerprint == first.sum() > 0
     np.testing.assert_array_equal(result.num_identity, heads.sum(axis=0))
     np.testing.assert_array_equal(result.num_detected, (heads & first[:, None]).sum(axis=0))
+    joint = np.minimum(pixels[:, :1] - 0.3, pixels[:, 1:] - [0.3, 0.6, 5.0])
+    for i, bound in enumerate((-0.25, 0.25)):
+        np.testing.assert_array_equal(result.num_detected_at[:, i], (joint > bound).sum(axis=0))
+    np.testing.assert_array_equal(result.control_hit_samples_at, result.num_detected_at[2])
     assert result.control_hit_samples == 0
     assert result.sensitivity_chains == 9
     expected = [
@@ -277,6 +288,7 @@ def test_sensitivity_level_is_below_one_grey_level():
     "wrong",
     [
         lambda: ClassifierSettings(threshold=1.0),
+        lambda: ClassifierSettings(thresholds=(0.2, 0.0)),
         lambda: ClassifierSettings(identity_rate=1.5),
         lambda: ClassifierSettings(patience=0),
         lambda: ClassifierSettings(max_masks=-1),

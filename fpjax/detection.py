@@ -1,4 +1,8 @@
-"""What a detector is to the rest: a `DetectFn` with the words that a report says of it, whoever made it."""
+"""Detection, whatever detects: what a detector is to the rest, and its scores of the images that have finished.
+
+An image is taken for a target if its score as that target and its score for the fingerprint exceed the threshold: if
+the smaller of the two, the joint score, does.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,3 +88,43 @@ def as_detect_fn(function: Callable[[Images], Any], *, num_targets: int) -> Dete
         return check_scores(*pair, images=len(images), targets=num_targets)
 
     return detect
+
+
+def detect_all(
+    detect: DetectFn, images: Images, rows: np.ndarray, *, batch_size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of some rows of a batch of images, in one compiled shape.
+
+    Args:
+      detect: jitted.
+      images: (n, h, w, c) on the device.
+      rows: (k,) rows to look at.
+
+    Returns:
+      `(fingerprint, identity)`: float32 arrays of shapes (k,) and (k, targets).
+
+    Raises:
+      RequestError: as `check_scores`.
+    """
+    parts = []
+    # Without rows too, for the number of targets: a detector that is no JAX function cannot be asked otherwise.
+    for start in range(0, max(len(rows), 1), batch_size):
+        part = rows[start : start + batch_size]
+        padded = np.zeros(batch_size, np.int32)
+        padded[: len(part)] = part
+        fingerprint, identity = detect(images[padded])
+        targets = identity.shape[1] if np.ndim(identity) == 2 else 1
+        scores = check_scores(fingerprint, identity, images=batch_size, targets=targets)
+        parts.append([score[: len(part)] for score in scores])
+    fingerprint, identity = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return fingerprint, identity
+
+
+def joint_scores(fingerprint: np.ndarray, identity: np.ndarray) -> np.ndarray:
+    """The smaller of both scores, (k, targets)."""
+    return np.minimum(fingerprint[:, None], identity)
+
+
+def exceeding(scores: np.ndarray, thresholds: tuple[float, ...]) -> np.ndarray:
+    """Whether each score exceeds each threshold; one more axis, the last."""
+    return scores[..., None] > np.asarray(thresholds, np.float32)
