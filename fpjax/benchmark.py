@@ -155,7 +155,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
         examples = epochs * settings.steps_per_epoch * settings.batch_size
         times["classifiers"] = seconds(examples, "classifier training"), f"at most {epochs} epochs"
     return times | {
-        "count": (chains(count_work(config.count, run.grid, members)), _rate_text(timings["evaluation"])),
+        "count": (chains(count_work(config.count, run.grid, targets)), _rate_text(timings["evaluation"])),
         "search": (
             chains(search_work(config.search, run.grid, targets, members)),
             _rate_text(timings["evaluation"]),

@@ -168,7 +168,7 @@ def measure_errors(
             at["false_images_at"] = exceeding(both, settings.thresholds).any(axis=1).sum(axis=0)
             rows = np.flatnonzero((who > threshold).any(axis=1))[:KEPT_ERRORS]
             kept["identity_false"] = to_bytes(np.asarray(shown[rows]))
-            kept["identity_false_head"] = np.argmax(who[rows], axis=1) if heads else rows
+            kept["identity_false_head"] = np.argmax(who[rows], axis=1)
         if condition == "noise":
             at["missed_at"] = (~exceeding(own_both, settings.thresholds)).sum(axis=0)
             rows = np.flatnonzero(own_both <= threshold)[:KEPT_ERRORS]
@@ -181,3 +181,60 @@ def measure_errors(
 def describe_errors(errors: RealErrors) -> dict[str, Any]:
     """The same for JSON."""
     return errors._asdict() | {"roc_logits": ROC_LOGITS, "roc": [roc._asdict() for roc in errors.roc]}
+
+
+DECISIONS = (FINGERPRINT, IDENTITY, JOINT)
+
+
+def residue_tally() -> dict[str, np.ndarray]:
+    """Zeros for `add_residue`."""
+    shape = (len(DECISIONS), 2)
+    return {
+        "residue_above": np.zeros((*shape, len(ROC_LOGITS)), np.int64),
+        "residue_total": np.zeros(shape, np.int64),
+        "residue_errors": np.zeros(shape, np.int64),
+        "residue_images": np.zeros((), np.int64),
+    }
+
+
+def add_residue(
+    tally: dict[str, np.ndarray], fingerprint: np.ndarray, identity: np.ndarray, own: np.ndarray, *, threshold: float
+) -> None:
+    """Counts chains that came back to their targets: the own head is to say yes, all others no; each has a mark.
+
+    Args:
+      tally: of `residue_tally`, changed in place.
+      fingerprint: (n,) scores.
+      identity: (n, heads) scores.
+      own: (n,) heads of the targets that the chains started from.
+    """
+    rows = np.arange(len(own))
+    others = np.ones(identity.shape, bool)
+    others[rows, own] = False
+    joint = joint_scores(fingerprint, identity)
+    for i, (positives, negatives) in enumerate(
+        [(fingerprint, identity[:, :0])]
+        + [(scores[rows, own], scores[others].reshape(len(own), -1)) for scores in (identity, joint)]
+    ):
+        roc = make_roc(DECISIONS[i], "", positives, negatives, threshold=threshold)
+        tally["residue_above"][i] += [roc.positives_above, roc.negatives_above]
+        tally["residue_total"][i] += [roc.num_positives, roc.num_negatives]
+        tally["residue_errors"][i] += [roc.missed, roc.false_images]
+    tally["residue_images"] += len(own)
+
+
+def residue_roc(tally: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """What was counted, for JSON, in the form of `describe_errors`."""
+    return [
+        Roc._make(
+            [
+                decision,
+                "residue",
+                *tally["residue_total"][i],
+                int(tally["residue_images"]),
+                *tally["residue_above"][i],
+                *tally["residue_errors"][i],
+            ]
+        )._asdict()
+        for i, decision in enumerate(DECISIONS)
+    ]

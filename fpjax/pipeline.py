@@ -252,11 +252,12 @@ def _count(run: Run) -> None:
         samples=to_bytes(result.samples),
         hits=to_bytes(result.hits),
         hit_target=result.hit_target,
+        **{n: values if n.endswith("_target") else to_bytes(values) for n, values in result.errors.items()},
     )
     content = {
         name: value
         for name, value in result._asdict().items()
-        if name not in ("samples", "hits", "hit_target", "hit_mse", "hit_mae")
+        if name not in ("samples", "hits", "hit_target", "hit_mse", "hit_mae", "errors")
     }
     run.finish(
         "count",
@@ -490,7 +491,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         if not run.classifier_names or run.reused
         else f"at most {len(run.classifier_names)} x "
         f"{config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
-        "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
+        "count": f"{evaluations * count_work(config.count, run.grid, targets).num_steps:,} evaluations",
         "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
         "likelihood": f"{num_densities(run)} images, adaptive",
         "report": "",
@@ -553,7 +554,7 @@ def run(
     this = Run(settings, Path(workdir or Path("runs") / settings.name))
     members = settings.data.num_members
     search_work(settings.search, this.grid, members + settings.data.num_controls, members)
-    count_work(settings.count, this.grid, members)
+    count_work(settings.count, this.grid, members + settings.data.num_controls)
     if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
     if settings.engine.compilation_cache:
