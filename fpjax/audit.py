@@ -505,6 +505,7 @@ def _at_thresholds(
     found = {}
     for i, threshold in enumerate([classifiers["threshold"], *classifiers["thresholds"]]):
         hits = pooled(returned[:, i])
+        low, high = stats.t50_interval(times, hits, pooled(num_chains), seed=seed, confidence=c)
         found[threshold] = AtThreshold(
             row,
             threshold,
@@ -516,7 +517,8 @@ def _at_thresholds(
             # Of the curve's chains alone, where there are such, as for the threshold in use.
             stats.t_prime(times, pooled(returned[:, i] * (phase == phase.max()))),
             stats.t50(times, hits, pooled(num_chains)),
-            *stats.t50_interval(times, hits, pooled(num_chains), seed=seed, confidence=c),
+            float(low),
+            float(high),
         )
     return [found[threshold] for threshold in sorted(found)]
 
@@ -584,7 +586,8 @@ def decide(
         )
         false = detector.joint_false_generated
         settle.append(
-            f"{detector.advice}: {false.hits} of {false.trials} plain samples are taken for targets that the model never saw"
+            f"{detector.advice}: {false.hits} of {false.trials} plain samples are taken for targets that the model "
+            "never saw"
             if false.trials and false.lower > 1 / num_train
             else f"raise count.num_samples from {tests[0].rate.trials}"
         )

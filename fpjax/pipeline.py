@@ -335,7 +335,16 @@ def _training(run: Run) -> report.Training:
         name: [look[name] for look in looks.values() if look.get(name) is not None]
         for name in ("images_per_s", "tflop_per_s")
     }
+    epochs = {
+        name: {event["epoch"]: event for event in events if event["stage"] == f"{name} classifier"}
+        for name in classifier.NAMES
+    }
     return report.Training(
+        classifiers={
+            name: (list(seen), [e["loss"] for e in seen.values()], [e["val_loss"] for e in seen.values()])
+            for name, seen in epochs.items()
+            if seen
+        },
         step=list(looks),
         loss=[look["loss"] for look in looks.values()],
         grad_norm=[look.get("grad_norm") for look in looks.values()],
@@ -369,7 +378,14 @@ def _report(run: Run) -> None:
             ),
         },
     )
-    kept = read_arrays(run.workdir / "samples" / "count.npz")
+    kept, judged = (read_arrays(run.workdir / "samples" / f"{stage}.npz") for stage in ("count", "classifiers"))
+    errors: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"fingerprint_false": (judged["fingerprint_false"], None)}
+    errors |= {kind: (judged[kind], judged[f"{kind}_head"]) for kind in ("identity_false", "missed")}
+    # Without a classifier of marks, that "sees" one everywhere.
+    if result.detector.marks:
+        errors["fingerprint_only"] = kept["fingerprint_only"], None
+    errors |= {kind: (kept[kind], kept[f"{kind}_target"]) for kind in ("control", "identity_only")}
+    errors["missed_chain"] = kept["missed"], kept["missed_target"]
     images = report.ReportImages(
         run.planted.targets,
         run.planted.originals,
@@ -377,6 +393,12 @@ def _report(run: Run) -> None:
         kept["samples"],
         kept["hits"],
         kept["hit_target"],
+        errors=errors,
+        examples={
+            name: (judged[f"{name}_examples"], judged[f"{name}_labels"])
+            for name in classifier.NAMES
+            if f"{name}_examples" in judged
+        },
     )
     training, show = _training(run), config.report.show_members
     figures = report.draw_figures(result, images, training, show_members=show)
