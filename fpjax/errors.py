@@ -214,7 +214,7 @@ def add_residue(
     joint = joint_scores(fingerprint, identity)
     for i, (positives, negatives) in enumerate(
         [(fingerprint, identity[:, :0])]
-        + [(scores[rows, own], scores[others].reshape(len(own), -1)) for scores in (identity, joint)]
+        + [(scores[rows, own], scores[others].reshape(len(own), identity.shape[1] - 1)) for scores in (identity, joint)]
     ):
         roc = make_roc(DECISIONS[i], "", positives, negatives, threshold=threshold)
         tally["residue_above"][i] += [roc.positives_above, roc.negatives_above]
