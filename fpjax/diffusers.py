@@ -383,15 +383,14 @@ def model_files(directory: Path) -> list[Path]:
     return [config, *_weight_files(config.parent), *([schedule] if schedule.is_file() else [])]
 
 
-def read_params(directory: Path, architecture: Architecture) -> Any:
-    """Reads the weights of an architecture, as float32 parameters of `UNet(architecture.settings)`.
+def find_weights(directory: Path, architecture: Architecture) -> dict[str, tuple[Path, str]]:
+    """File and name there of each weight of an architecture; reads no more than the files' headers.
 
     Raises:
-      RequestError: weights are missing, unknown, of another shape or type, not finite, damaged or pickled.
+      RequestError: weights are missing, unknown, of another shape or type, damaged or pickled.
     """
     directory = _file(directory, "unet", "config.json").parent
-    expected, tree = _expected(architecture.settings, architecture.channels)
-    arrays: dict[str, np.ndarray] = {}
+    expected, _ = _expected(architecture.settings, architecture.channels)
     stored: dict[str, tuple[Path, str]] = {}
     for path in _weight_files(directory):
         try:
@@ -410,7 +409,17 @@ def read_params(directory: Path, architecture: Architecture) -> Any:
                 "fix: copy it again"
             ) from None
     _check_names(str(directory), stored, expected)
-    for name, (path, theirs) in stored.items():
+    return stored
+
+
+def read_params(directory: Path, architecture: Architecture) -> Any:
+    """Reads the weights of an architecture, as float32 parameters of `UNet(architecture.settings)`.
+
+    Raises:
+      RequestError: as `find_weights`, or weights are not finite.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, (path, theirs) in find_weights(directory, architecture).items():
         with safe_open(path, framework="numpy") as file, np.errstate(over="ignore"):
             arrays[name] = np.asarray(file.get_tensor(theirs)).astype(np.float32)
         check(
@@ -420,6 +429,7 @@ def read_params(directory: Path, architecture: Architecture) -> Any:
             expected="finite float32 values",
             fix="save the model again, in float32",
         )
+    expected, tree = _expected(architecture.settings, architecture.channels)
     return jax.tree_util.tree_unflatten(tree, [jnp.asarray(_to_ours(name, arrays[name])) for name in expected])
 
 

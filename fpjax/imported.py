@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .checks import RequestError, check
-from .diffusers import Architecture, Scheduler, model_files, read_architecture, read_scheduler
+from .diffusers import Architecture, Scheduler, find_weights, model_files, read_architecture, read_scheduler
 from .models.unet import UNetSettings
 from .score import PREDICTIONS
 from .sde import DiscreteVP, Process
@@ -52,10 +52,11 @@ def file_digests(directory: Path) -> dict[str, str]:
 
 
 def read_imported(directory: Path) -> Imported:
-    """Reads all but the weights.
+    """Reads all but the weights' values.
 
     Raises:
-      RequestError: there is no model, one that `UNet` cannot be, or one of a process that is not supported.
+      RequestError: there is no model, one that `UNet` cannot be, weights of another one, or a process that is not
+        supported.
     """
     architecture = read_architecture(directory)
     files = model_files(directory)
@@ -68,8 +69,17 @@ def read_imported(directory: Path) -> Imported:
         fix="give the directory above it",
     )
     scheduler = read_scheduler(directory) if with_scheduler else None
+    # Their sizes, before any compute; their values are read when they are taken in.
+    find_weights(directory, architecture)
     imported = Imported(architecture, scheduler, file_digests(directory))
     if scheduler:
+        check(
+            architecture.settings.time_embedding_type != "fourier",
+            "score.path",
+            got="a Fourier embedding of log t with a scheduler whose steps begin at 0",
+            expected="a positional time embedding with a scheduler",
+            fix="such a network knows continuous times: if it was trained so, give it without its scheduler",
+        )
         DiscreteVP(scheduler.betas)
     return imported
 

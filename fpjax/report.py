@@ -1224,7 +1224,8 @@ def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_membe
 
 def _training_section(training: Training, figures: dict[str, bytes], show_members: bool) -> str:
     rates = [(training.images_per_s, "images"), (training.tflop_per_s, "TFLOP")]
-    speed = ", ".join(f"{value:,.4g} {unit}/s" for value, unit in rates if math.isfinite(value))
+    # Two digits: rates vary by some percent from one run to the next.
+    speed = ", ".join(f"{float(f'{value:.2g}'):,g} {unit}/s" for value, unit in rates if math.isfinite(value))
     width = 1 / max(len(training.loss_by_t), 1)
     rows = [
         (f"{i * width:.1f} to {(i + 1) * width:.1f}", MISSING if loss is None else f"{loss:.3g}")

@@ -281,7 +281,12 @@ def t_prime_range(times: Values, hits: Counts, chains: Counts, *, coverage: floa
     # Misses of all levels from i on; at i = 0 there is no hit at all.
     log_miss = chains * np.log1p(-np.minimum(rate, 1 - 1e-12))
     at_most = np.exp(np.append(np.cumsum(log_miss[::-1])[::-1], 0.0))
-    ends = np.append(0.0, times)[[np.argmax(at_most > (1 - coverage) / 2), np.argmax(at_most >= (1 + coverage) / 2)]]
+    return _central(np.append(0.0, times), at_most, coverage)
+
+
+def _central(values: NDArray, at_most: NDArray, coverage: float) -> Interval[float]:
+    """The values between which a discrete distribution with this cdf lies with probability `coverage`."""
+    ends = values[[np.argmax(at_most > (1 - coverage) / 2), np.argmax(at_most >= (1 + coverage) / 2)]]
     return Interval(float(ends[0]), float(ends[1]))
 
 
@@ -315,6 +320,45 @@ def t_prime_alpha(times: Values, hits: Counts, chains: Counts, *, floor: float, 
     _inside("alpha", alpha)
     passed = clopper_pearson(hits, chains, confidence=1 - alpha, side="lower").lower > floor
     return float(np.max(times[np.logical_and.accumulate(passed)], initial=0.0))
+
+
+def t_prime_alpha_range(
+    times: Values, hits: Counts, chains: Counts, *, floor: float, alpha: float = 0.05, coverage: float = 0.95
+) -> Interval[float]:
+    """Where t'_alpha of another search with the same levels and chains would fall, at the fitted curve.
+
+    P(t'_alpha >= t_i) is the product over the levels up to i of the probabilities that each passes its test, at the
+    isotonic fit; where all chains returned, half a miss is spread over them. More levels make more chances to stop, so
+    that t'_alpha of a fine grid is lower than that of a coarse one: compare searches by these ranges.
+
+    >>> t_prime_alpha_range([0.2, 0.4, 0.6], [16, 8, 0], [16, 16, 16], floor=0.01)
+    Interval(lower=0.4, upper=0.4)
+
+    Args:
+      times: strictly increasing, in (0, 1].
+      hits: one integer for each time, 0 <= hits <= chains.
+      chains: positive integers, as many.
+      floor: as in `t_prime_alpha`, as is
+      alpha: the level.
+      coverage: probability of the range, in (0, 1).
+
+    Returns:
+      Two of `times`, or 0 where the first level may fail.
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    hits, chains = _counts(hits, chains)
+    times = _curve(times, hits, chains)
+    check(0 <= floor < 1, "floor", got=floor, expected="a rate in [0, 1)", fix="use max(1/N, false-positive rate)")
+    _inside("alpha", alpha)
+    _inside("coverage", coverage)
+    rate = isotonic_rate(hits, chains)
+    rate = np.where(rate < 1, rate, 1 - 0.5 / max(chains[rate == 1].sum(), 1))
+    # The limit exceeds the floor where so many hits or more have a probability below alpha there.
+    needed = binom.isf(alpha, chains, floor) + 1
+    reached = np.cumprod(binom.sf(needed - 1, chains, rate))
+    return _central(np.append(0.0, times), np.append(1 - reached, 1.0), coverage)
 
 
 def rank_p_value(member: float, controls: Values) -> float:

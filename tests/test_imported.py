@@ -1,5 +1,6 @@
 """An imported model through all stages. It draws one training image whatever it is given: every count is known."""
 
+import dataclasses
 import json
 import shutil
 
@@ -184,6 +185,8 @@ def test_requests_that_cannot_be_audited_are_refused(source, tmp_path, capsys, c
         ("scheduler_config.json", SCHEDULER | {"_class_name": "PNDMScheduler"}, "_class_name: got 'PNDMScheduler'"),
         ("scheduler_config.json", SCHEDULER | {"beta_end": 0.006}, "expected a schedule that leaves"),
         ("config.json", {"sample_size": 16}, "image side: got (8, 8), expected (16, 16)"),
+        ("config.json", {"block_out_channels": [8]}, "conv_in.bias: got (4,), expected (8,)"),
+        ("config.json", {"time_embedding_type": "fourier"}, "FOURIER"),
         ("../model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, ""),
     ],
 )
@@ -192,6 +195,13 @@ def test_models_that_do_not_fit_are_refused(source, tmp_path, capsys, file, cont
     shutil.copytree(source / "model", model)
     before = json.loads((model / file).read_text()) if (model / file).is_file() else {}
     (model / file).write_text(json.dumps(before | content))
+    if message == "FOURIER":
+        settings = dataclasses.replace(TINY, time_embedding_type="fourier")
+        params = jit_once(UNet(settings).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.ones(1))["params"]
+        shutil.rmtree(model)
+        write_model(model, settings, params, side=(8, 8))
+        (model / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+        message = "score.path: got a Fourier embedding of log t with a scheduler"
     config = config_for(source, model=model)
     if not message:
         (model / "scheduler_config.json").unlink()

@@ -429,7 +429,7 @@ def test_html_shows_the_training():
     result, images, training = CASES["leak"]
     figures = report.draw_figures(result, images, training, show_members=True)
     text = report.to_html(result, figures, training, show_members=True)
-    assert "in the median 1,234 images/s, 0.0123 TFLOP/s on the machine" in text
+    assert "in the median 1,200 images/s, 0.012 TFLOP/s on the machine" in text
     assert '<th scope="row">0.0 to 0.1</th><td>0.9</td>' in text
     assert f'<th scope="row">0.1 to 0.2</th><td>{report.MISSING}</td>' in text
     assert "after 20 training steps" in text

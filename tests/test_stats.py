@@ -469,6 +469,25 @@ def test_t_prime_range_covers_repeated_searches():
     assert np.mean(primes == np.median(primes)) < 0.95 - 4.5 * np.sqrt(0.95 * 0.05 / 599) - 0.03
 
 
+@pytest.mark.parametrize(("levels", "num_chains"), [(20, 16), (200, 16), (40, 64)])
+def test_t_prime_alpha_range_covers_repeated_searches(levels, num_chains):
+    times, chains = np.linspace(1 / levels, 1, levels), np.full(levels, num_chains)
+    rate = 1 / (1 + np.exp((times - 0.4) * 25))
+    draws = np.random.default_rng(levels).binomial(chains, rate, (300, levels))
+    alphas = np.asarray([stats.t_prime_alpha(times, row, chains, floor=0.01) for row in draws])
+    ranges = [stats.t_prime_alpha_range(times, row, chains, floor=0.01) for row in draws[:-1]]
+    inside = [low <= value <= high for value, (low, high) in zip(alphas[1:], ranges, strict=True)]
+    # As above: what the estimate's own error may cost is allowed for.
+    assert np.mean(inside) > 0.95 - 4.5 * np.sqrt(0.95 * 0.05 / 299) - 0.05
+    assert np.mean([high - low for low, high in ranges]) < 0.4
+    # At the curve itself it is that of many searches.
+    many = np.random.default_rng(1).binomial(400, rate, (1000, levels))
+    lower = stats.clopper_pearson(many, np.full(many.shape, 400), confidence=0.95, side="lower").lower
+    ends = np.quantile(np.logical_and.accumulate(lower > 0.01, axis=1).sum(axis=1) / levels, [0.025, 0.975])
+    found = stats.t_prime_alpha_range(times, np.round(400 * rate).astype(int), np.full(levels, 400), floor=0.01)
+    np.testing.assert_allclose(found, ends, atol=1.5 / levels)
+
+
 def test_t_prime_range_without_hits():
     lower, upper = stats.t_prime_range([0.2, 0.4], [0, 0], [16, 16])
     assert lower == 0.0
