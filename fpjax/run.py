@@ -301,8 +301,8 @@ class Run:
         )
         if not path or (recorded and not Path(path).is_dir()):
             return recorded
-        other = self.other
-        weights = other.result("classifiers").get("weights_sha256") if other.path("classifiers").is_file() else None
+        there = all((Path(path) / name).is_file() for name in ("config.json", "data.json", "classifiers.json"))
+        weights = self.other.result("classifiers").get("weights_sha256") if there else None
         check(
             weights is not None,
             "classifiers.path",
@@ -310,7 +310,7 @@ class Run:
             expected="the work directory of a run that trained them",
             fix="run its stage classifiers first, or leave the path empty",
         )
-        found = {"weights_sha256": weights, "data_digest": other.result("data")["digest"]}
+        found = {"weights_sha256": weights, "data_digest": self.other.result("data")["digest"]}
         check(
             recorded in (None, found),
             "classifiers.path",

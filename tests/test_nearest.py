@@ -17,7 +17,9 @@ TARGET = np.zeros((1, 1, 2, 1), np.float32)
 
 def score(x, *, neighbours=2, ratio=1 / 3):
     settings = ClassifierSettings(detector="nearest", neighbours=neighbours, ratio=ratio)
-    fingerprint, identity = make_nearest_detector(PLANE, TARGET, settings).detect(jnp.asarray(x, jnp.float32).reshape(-1, 1, 2, 1))
+    fingerprint, identity = make_nearest_detector(PLANE, TARGET, settings).detect(
+        jnp.asarray(x, jnp.float32).reshape(-1, 1, 2, 1)
+    )
     assert np.all(np.asarray(fingerprint) == 1)
     return np.asarray(identity)[:, 0]
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from scipy.special import expit
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from fpjax import stats
 from fpjax.checks import RequestError
@@ -509,9 +509,7 @@ def test_roc_area_is_the_share_of_pairs_in_order():
     assert area.estimate == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
     assert 0 < area.lower < area.estimate < area.upper < 1
     # Twenty images that three heads judged each say less than sixty, more images more.
-    few = stats.roc_area(
-        *scores_above(positives, negatives, np.arange(-1, 10)), positives=40, negatives=60, units=20
-    )
+    few = stats.roc_area(*scores_above(positives, negatives, np.arange(-1, 10)), positives=40, negatives=60, units=20)
     assert few.lower < area.lower
     assert few.upper > area.upper
 
