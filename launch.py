@@ -8,6 +8,7 @@ python launch.py --config=... --dry_run                  what would be done, and
 python launch.py --config=... --stage=check              what it could find, on this machine, and how long it takes
 python launch.py --config=... --stage=benchmark          how fast its networks run here
 python launch.py --config=... --fail_on=leak             for release pipelines: exit status 3 if a leak is found
+python launch.py --config=... --coordinator=HOST:PORT --num_processes=N --process_id=I    on several machines
 
 Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wrong, 3 by --fail_on.
 """
@@ -27,6 +28,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", str(CONFIGS / "phantom.py"),
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; empty: runs/NAME of the config.")
 _STAGE = flags.DEFINE_list("stage", [], "Stages to run, comma-separated; empty: all.")
 _FAIL_ON = flags.DEFINE_string("fail_on", "", "Exit with 3 on this verdict: leak, or inconclusive for either.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the chains.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show what would be done and stop.")
 
 
@@ -70,7 +74,14 @@ def main(_: list[str]) -> int:
         return 1
 
     return pipeline.main(
-        _CONFIG.value, workdir=_WORKDIR.value, stages=_STAGE.value, dry_run=_DRY_RUN.value, fail_on=_FAIL_ON.value
+        _CONFIG.value,
+        workdir=_WORKDIR.value,
+        stages=_STAGE.value,
+        dry_run=_DRY_RUN.value,
+        fail_on=_FAIL_ON.value,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
     )
 
 

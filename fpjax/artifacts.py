@@ -19,9 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from .checks import RequestError, StageError, check
+from .processes import num_processes, process_index
 
 SCHEMA_VERSION = 2
 
@@ -266,6 +266,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep_last: int = 2, keep_every: int = 0):
+        # Only now: it takes a second to import, and chains need none.
+        self._ocp = importlib.import_module("orbax.checkpoint")
+        ocp, index = self._ocp, process_index()
         logging.getLogger("absl").setLevel(logging.ERROR)
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(keep_last)]
@@ -275,7 +278,11 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(keep),
             enable_async_checkpointing=jax.default_backend() != "cpu",
             cleanup_tmp_directories=True,
+            # Whichever process asks reads or writes alone.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(index, {index}, f"process{index}"),
+            create=False,
         )
+        directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             directory.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
@@ -297,7 +304,9 @@ class Checkpoints:
         with self._writing(f"checkpoint at step {step}"):
             _reserve(Path(self._manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             self._manifest(step).unlink(missing_ok=True)  # of one that was deleted by hand
-            self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            # Of several processes Orbax would have the arrays of all.
+            state = jax.tree.map(np.asarray, state) if num_processes() > 1 else state
+            self._manager.save(step, args=self._ocp.args.StandardSave(state), force=True)
         if jax.default_backend() == "cpu":
             self.wait()
 
@@ -384,7 +393,7 @@ class Checkpoints:
                     expected=f"{wanted.get(name, 'nothing')} of this config's architecture",
                     fix=fix,
                 )
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+            restored = self._manager.restore(step, args=self._ocp.args.StandardRestore(template))
         except RequestError:
             raise
         # Orbax and TensorStore raise a dozen unrelated types on damaged files.

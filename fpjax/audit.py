@@ -14,6 +14,7 @@ from scipy.stats import binom
 from . import errors, stats
 from .checks import in_range
 from .sde import Process, TimeGrid, log_snr
+from .strategies import CONFIRM, CURVE, MISSES, RANK
 
 REPRODUCED, MEMORISED = "reproduced", "memorised"
 ASSUMPTION = (
@@ -81,6 +82,8 @@ class TargetResult:
     t_prime_upper: float
     t_prime_identity: float  # by the identity classifier alone (paper, section 6)
     t_prime_alpha: float
+    t_prime_alpha_lower: float  # range over repetitions, as of t'
+    t_prime_alpha_upper: float
     t50: float
     t50_lower: float
     t50_upper: float
@@ -225,6 +228,9 @@ class AuditResult:
     num_levels: int
     t_min_likelihood: float
     evaluations: dict[str, dict[str, int]]
+    strategy: str
+    strategy_misses: str
+    exhaustive_evaluations: int  # of the same search with the exhaustive strategy
     settings: AuditSettings
     provenance: dict[str, Any]
     stamped: bool = True  # False: targets carry no mark
@@ -420,7 +426,7 @@ def _target(
     settings: AuditSettings,
     seed: int,
 ) -> TargetResult:
-    """Curve and its summaries; both phases pooled, but for the rank."""
+    """Curve and its summaries; all phases pooled, but for the rank and for what needs chains that chose no level."""
     table = {
         name: np.asarray(search[name])
         for name in ("target", "phase", "level", "num_chains", "num_detected", "num_identity")
@@ -433,16 +439,24 @@ def _target(
     }
     t = np.asarray(grid.t, np.float64)
     times, hits, chains = t[levels], pooled["num_detected"], pooled["num_chains"]
-    rank = mine & (table["phase"] == 0)
+    rank = mine & (table["phase"] == RANK)
     lower, upper = stats.clopper_pearson(hits, chains, confidence=settings.confidence)
     t50 = stats.t50(times, hits, chains)
     t50_lower, t50_upper = stats.t50_interval(times, hits, chains, seed=seed, confidence=settings.confidence)
     # t' grows with the chains: it is that of the curve alone, where there is one.
-    alone = mine & (table["phase"] == table["phase"][mine].max())
-    columns = (table[name][alone] for name in ("level", "num_detected", "num_chains", "num_identity"))
-    curve_levels, curve_hits, curve_chains, curve_identity = columns
+    alone = mine & (table["phase"] >= CURVE) if (mine & (table["phase"] >= CURVE)).any() else rank
+    curve_levels = np.unique(table["level"][alone])
+    curve_hits, curve_chains, curve_identity = (
+        np.asarray([table[name][alone & (table["level"] == level)].sum() for level in curve_levels])
+        for name in ("num_detected", "num_chains", "num_identity")
+    )
     t_prime = stats.t_prime(t[curve_levels], curve_hits)
     t_lower, t_upper = stats.t_prime_range(t[curve_levels], curve_hits, curve_chains, coverage=settings.confidence)
+    fresh = mine & (table["phase"] == CONFIRM)
+    tested = tuple(table[name][fresh] for name in ("level", "num_detected", "num_chains"))
+    tested = (t[tested[0]], *tested[1:]) if fresh.any() else (times, hits, chains)
+    alpha_of = {"floor": floor, "alpha": 1 - settings.confidence}
+    alpha_lower, alpha_upper = stats.t_prime_alpha_range(*tested, **alpha_of, coverage=settings.confidence)
     return TargetResult(
         row=row,
         member=row < search["num_members"],
@@ -460,7 +474,9 @@ def _target(
         t_prime_lower=t_lower,
         t_prime_upper=t_upper,
         t_prime_identity=stats.t_prime(t[curve_levels], curve_identity),
-        t_prime_alpha=stats.t_prime_alpha(times, hits, chains, floor=floor, alpha=1 - settings.confidence),
+        t_prime_alpha=stats.t_prime_alpha(*tested, **alpha_of),
+        t_prime_alpha_lower=alpha_lower,
+        t_prime_alpha_upper=alpha_upper,
         t50=t50,
         t50_lower=float(t50_lower),
         t50_upper=float(t50_upper),
@@ -705,6 +721,9 @@ def make_audit(
             stage: {"useful": results[stage]["evaluations"], "executed": results[stage]["executed"]}
             for stage in ("count", "search")
         },
+        strategy=search["strategy"],
+        strategy_misses=MISSES[search["strategy"]],
+        exhaustive_evaluations=search["exhaustive_evaluations"],
         settings=settings,
         provenance=provenance,
         stamped=stamped,

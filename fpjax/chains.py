@@ -7,8 +7,9 @@ longest first. Plain sampling, counting and the t' search are the same engine: a
 from the prior.
 
 A chain's key is folded from what the chain is (target, level, chain index), never from its place, so the number
-of slots, blocks and devices changes the speed and not the draws. Devices have queues of their own and never talk.
-The host loops over blocks of iterations and carries the slots over, so memory does not grow with the work.
+of slots, blocks, devices and processes changes the speed and not the draws. Devices have queues of their own and
+never talk. The host loops over blocks of iterations and carries the slots over, and the work itself is kept as groups
+of chains that differ in their number alone, so memory does not grow with the number of chains.
 """
 
 import dataclasses
@@ -28,13 +29,16 @@ from jaxtyping import Array, Bool
 
 from .artifacts import MetricsLog, read_arrays, write_arrays
 from .checks import RequestError, StageError, check, whole
+from .detection import detect_all
+from .processes import gather, num_processes, process_index
 from .progress import Progress, stopping
 from .sampling import Sampler
 from .sde import TimeGrid
-from .types import Image, Key, Level, Scalar
+from .types import DetectFn, Image, Key, Level, Scalar
 
 NO_TARGET = -1
-MAX_CHAINS = 20_000_000  # of one piece of work, which lies in memory
+MAX_CHAINS = 2**31 - 1  # of one piece of work: chains are numbered in int32
+MIN_TARGET_ROWS = 64  # of the compiled program, so that it serves other numbers of targets too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,35 +61,85 @@ class EngineSettings:
 
 
 class Work(NamedTuple):
-    """Work items: int32 arrays of one length."""
+    """Chains to run, in groups of one target and level: int64 arrays of one entry a group, the longest chains first.
+
+    The items are the chains of the first group by their number, then those of the next; none is ever listed.
+    """
 
     target: np.ndarray  # row of the targets, or NO_TARGET to start from the prior
     level: np.ndarray  # reverse steps to take, in 1..N
-    chain: np.ndarray  # index among the chains of this target and level
+    first: np.ndarray  # number of the group's first chain
+    chains: np.ndarray  # how many chains the group has, at least 1
+
+    @property
+    def num_chains(self) -> int:
+        """Chains of all groups."""
+        return int(np.sum(self.chains))
 
     @property
     def num_steps(self) -> int:
         """Reverse steps that the work needs; each is as many evaluations as the sampler's `num_evaluations`."""
-        return int(np.sum(self.level, dtype=np.int64))
+        return int(np.sum(self.level * self.chains))
 
     def digest(self) -> str:
         """Identity of the work, for resuming."""
-        return hashlib.sha256(b"".join(np.ascontiguousarray(a, np.int32).tobytes() for a in self)).hexdigest()
+        return hashlib.sha256(np.stack(self).tobytes()).hexdigest()
+
+    def items(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Target, level and chain number of the items at `places`, each in 0..num_chains - 1."""
+        ends = np.cumsum(self.chains)
+        group = np.searchsorted(ends, places, side="right")
+        return self.target[group], self.level[group], self.first[group] + places - ends[group] + self.chains[group]
+
+    def share(self, queue: int, num_queues: int) -> "Work":
+        """What queue q of Q owns, the items q, q + Q, ...; its chains are counted, not numbered.
+
+        >>> make_work(0, [3, 2], 5).share(1, 4).chains.tolist()
+        [1, 2]
+        """
+        owned = (np.cumsum(self.chains) - queue + num_queues - 1) // num_queues
+        return self._replace(chains=np.diff(owned, prepend=0))
 
 
-def make_work(target: Any, level: Any, chain: Any) -> Work:
-    """Work items in the order in which the engine takes them: longest first.
+def make_work(target: Any, level: Any, chains: Any, *, first: Any = 0) -> Work:
+    """Groups of chains in the order in which the engine takes them: longest first.
 
-    Args: target, level, chain: integers or integer arrays that broadcast to one length.
+    >>> make_work(0, [1, 8], 16).num_chains
+    32
+
+    Args:
+      target, level, chains, first: integers or integer arrays that broadcast to one shape, an entry a group: `chains`
+        chains with the numbers `first`, `first` + 1, ...; groups without chains are left out.
+
+    Raises:
+      RequestError: if there are no chains, or more than int32 can number.
     """
-    columns = [np.ravel(c) for c in np.broadcast_arrays(*(np.asarray(c, np.int32) for c in (target, level, chain)))]
-    order = np.argsort(-columns[1], kind="stable")
-    return Work(*(column[order] for column in columns))
+    columns = np.broadcast_arrays(*(np.asarray(column, np.int64) for column in (target, level, first, chains)))
+    return concatenate_work([Work(*(np.ravel(column) for column in columns))])
 
 
 def concatenate_work(parts: list[Work]) -> Work:
-    """All items of several pieces of work, longest first."""
-    return make_work(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    """All groups of several pieces of work, longest chains first."""
+    work = Work(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    # In float64, which sums do not overflow.
+    total, last = np.sum(work.chains, dtype=float), np.max(work.first + work.chains, initial=0)
+    check(
+        total > 0 and np.min(work.chains) >= 0 and np.min(work.first) >= 0,
+        "work",
+        got=f"no chains in {len(work.chains)} groups" if total == 0 else "a negative number of chains",
+        expected="at least one",
+        fix="ask for chains and levels",
+    )
+    check(
+        max(total, last) <= MAX_CHAINS,
+        "work",
+        got=f"{max(total, last):,.0f} chains",
+        expected=f"at most {MAX_CHAINS:,}, which int32 can number",
+        fix="ask for fewer chains or levels, or split the work",
+    )
+    order = np.argsort(-work.level, kind="stable")
+    order = order[work.chains[order] > 0]
+    return Work(*(column[order] for column in work))
 
 
 def chain_key(key: Key, target: Level, level: Level, chain: Level) -> Key:
@@ -135,13 +189,28 @@ class Tally(NamedTuple):
 
 
 class EngineState(NamedTuple):
-    """All that a resumed run needs: the slots, each device's place in its queue, and the evaluations so far."""
+    """All that a resumed run needs: the slots, and for each device (int64) how far it is."""
 
     slots: Slots
-    taken: np.ndarray
-    num_finished: int
-    num_useful: int
-    num_executed: int
+    taken: np.ndarray  # chains begun: the place in its queue
+    finished: np.ndarray
+    useful: np.ndarray  # evaluations in slots that hold a chain
+    executed: np.ndarray  # evaluations in all slots
+
+    @property
+    def num_finished(self) -> int:
+        """Chains that have ended."""
+        return int(self.finished.sum())
+
+    @property
+    def num_useful(self) -> int:
+        """Evaluations that chains needed."""
+        return int(self.useful.sum())
+
+    @property
+    def num_executed(self) -> int:
+        """Evaluations that were spent."""
+        return int(self.executed.sum())
 
 
 class Block(NamedTuple):
@@ -155,8 +224,16 @@ class Block(NamedTuple):
     state: EngineState
 
 
+class Queue(NamedTuple):
+    """The next work items of each device, int32."""
+
+    target: Any
+    level: Any
+    chain: Any
+
+
 class Engine(NamedTuple):
-    """Compiled advance of all slots by one block, and the shapes it was built for."""
+    """Compiled advance of all slots by one block, the shapes it was built for, and its devices' queues."""
 
     advance: Callable[..., tuple[Slots, Finished, Tally]]
     make_sampler: Callable[[Any], Sampler]
@@ -164,6 +241,8 @@ class Engine(NamedTuple):
     mesh: Mesh
     settings: EngineSettings
     grid: TimeGrid
+    queues: tuple[int, ...]  # of this process's devices, among those of all processes
+    num_queues: int
 
     @property
     def capacity(self) -> int:
@@ -181,7 +260,7 @@ def _advance_device(
     key: Key,
     targets: jax.Array,
     slots: Slots,
-    queue: Work,
+    queue: Queue,
     num_queued: jax.Array,
     *,
     make_sampler: Callable[[Any], Sampler],
@@ -255,15 +334,19 @@ def make_engine(
     *,
     devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Engine:
-    """Builds the engine; it compiles once, at the first block, for any number of targets' chains and levels.
+    """Builds the engine; it compiles once, at the first block, for any number of levels and chains.
+
+    The number of targets counts up to `MIN_TARGET_ROWS` as one, and then up to each power of two.
 
     Args:
       make_sampler: from parameters (any pytree, an argument of the compiled function) to a `Sampler`.
       grid: the sampler's time grid.
       image_shape: (h, w, c).
-      devices: those to use; None takes all local ones.
+      devices: those to use, of all processes; None takes all. Each process runs its own, and device d of D owns the
+        work items d, d + D, ...
     """
-    devices = list(devices or jax.local_devices())
+    everyone = list(devices or jax.devices())
+    devices = [device for device in everyone if device.process_index == process_index()]
     mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
     one_device = functools.partial(_advance_device, make_sampler=make_sampler, grid=grid, settings=settings)
     # No collectives inside, so the devices may run different numbers of iterations; nothing varies that is not ours.
@@ -274,7 +357,8 @@ def make_engine(
         out_specs=P("chains"),
         check_vma=False,
     )
-    return Engine(jax.jit(sharded), make_sampler, image_shape, mesh, settings, grid)
+    queues = tuple(everyone.index(device) for device in devices)
+    return Engine(jax.jit(sharded), make_sampler, image_shape, mesh, settings, grid, queues, len(everyone))
 
 
 def slot_shapes(engine: Engine, params: Any) -> Slots:
@@ -303,54 +387,49 @@ def fresh_slots(engine: Engine, params: Any) -> Slots:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), slot_shapes(engine, params))
 
 
-def _window(work: Work, taken: np.ndarray, size: int) -> tuple[Work, np.ndarray]:
-    """The next `size` items of each device's queue (device d owns items d, d + D, ...), and how many are real."""
-    num_devices = len(taken)
-    columns = [np.zeros((num_devices, size), np.int32) for _ in work]
-    # Rows past the end are never taken; level 1 keeps their lookups in range.
-    columns[1][:] = 1
-    num_queued = np.zeros(num_devices, np.int32)
-    for device, start in enumerate(taken):
-        for column, values in zip(columns, work, strict=True):
-            part = values[device::num_devices][start : start + size]
-            column[device, : len(part)] = part
-            num_queued[device] = len(part)
-    return Work(*(column.reshape(-1) for column in columns)), num_queued
+def _window(engine: Engine, work: Work, taken: np.ndarray) -> tuple[Queue, np.ndarray]:
+    """The next items of each device's queue (device d owns items d, d + D, ...), and how many are real."""
+    places = taken[:, None] + np.arange(engine.window)
+    places = np.asarray(engine.queues)[:, None] + engine.num_queues * places
+    num_queued = np.asarray(np.sum(places < work.num_chains, axis=1), np.int32)
+    # Rows past the end are never taken.
+    columns = work.items(np.minimum(places, work.num_chains - 1).ravel())
+    return Queue(*(column.astype(np.int32) for column in columns)), num_queued
 
 
 def initial_state(engine: Engine, params: Any) -> EngineState:
     """No chain taken yet."""
-    return EngineState(fresh_slots(engine, params), np.zeros(engine.mesh.size, np.int64), 0, 0, 0)
+    return EngineState(fresh_slots(engine, params), *np.zeros((4, engine.mesh.size), np.int64))
 
 
-def run_chains(
-    engine: Engine, params: Any, targets: np.ndarray, work: Work, *, key: Key, state: EngineState | None = None
-) -> Iterator[Block]:
-    """Runs all work items, yielding the chains that finished block by block.
-
-    Args:
-      targets: (k, h, w, c) float32 in model range; at least one row, also when no item names a target.
-      work: from `make_work`.
-      key: root of every chain's key.
-      state: of an earlier block, to go on from there.
-
-    Raises:
-      RequestError: if a level or a target is out of range.
-      StageError: if a chain becomes non-finite; the message names it.
-    """
-    num_levels = engine.grid.num_levels
-    check(len(work.level) > 0, "work", got="no chains", expected="at least one", fix="ask for chains and levels")
+def _check_work(engine: Engine, targets: np.ndarray, work: Work) -> None:
+    """Refuses work and targets that are not the engine's."""
+    num_levels, shape = engine.grid.num_levels, engine.image_shape
+    check(
+        targets.shape[1:] == shape and len(targets) > 0,
+        "targets",
+        got=f"shape {targets.shape}",
+        expected=f"(k, {', '.join(map(str, shape))}) with k of at least 1",
+        fix="stack images of the model's size, channels last",
+    )
+    check(
+        bool(np.all(np.abs(targets) <= 1)),
+        "targets",
+        got=f"values from {np.min(targets):.4g} to {np.max(targets):.4g}",
+        expected="model range [-1, 1]",
+        fix="pass bytes through fpjax.to_model",
+    )
     check(
         bool(np.all((work.level >= 1) & (work.level <= num_levels))),
         "levels",
-        got=sorted({*work.level})[:8],
+        got=sorted({*work.level.tolist()} - {*range(1, num_levels + 1)})[:8],
         expected=f"integers in 1..{num_levels}",
         fix="take levels of the sampler's own grid",
     )
     check(
         bool(np.all((work.target >= NO_TARGET) & (work.target < len(targets)))),
         "work targets",
-        got=sorted({*work.target})[:8],
+        got=sorted({*work.target.tolist()} - {*range(NO_TARGET, len(targets))})[:8],
         expected=f"rows of the {len(targets)} targets",
         fix="number them from 0",
     )
@@ -361,15 +440,44 @@ def run_chains(
         expected=f"level {num_levels}, where the prior is",
         fix="start chains without a target at level N",
     )
-    check(len(work.level) < 2**31, "work", got=len(work.level), expected="fewer than 2^31 chains", fix="split it")
 
+
+def describe_chain(target: int, level: int, chain: int) -> str:
+    """A chain in words.
+
+    >>> describe_chain(0, 9, 3), describe_chain(NO_TARGET, 20, 7)
+    ('chain 3 of target 0 at level 9', 'plain sample 7')
+    """
+    return f"plain sample {chain}" if target == NO_TARGET else f"chain {chain} of target {target} at level {level}"
+
+
+def run_chains(
+    engine: Engine, params: Any, targets: np.ndarray, work: Work, *, key: Key, state: EngineState | None = None
+) -> Iterator[Block]:
+    """Runs all work items of this process's devices, yielding the chains that finished block by block.
+
+    Args:
+      targets: (k, h, w, c) float32 in model range; at least one row, also when no item names a target.
+      work: from `make_work`.
+      key: root of every chain's key.
+      state: of an earlier block, to go on from there.
+
+    Raises:
+      RequestError: if a level or a target is out of range, or the targets are not images of the engine's shape.
+      StageError: if a chain becomes non-finite; the message names it.
+    """
+    targets = np.asarray(targets, np.float32)
+    _check_work(engine, targets, work)
     state = state or initial_state(engine, params)
+    padded = np.zeros((max(MIN_TARGET_ROWS, 1 << (len(targets) - 1).bit_length()), *engine.image_shape), np.float32)
+    padded[: len(targets)] = targets
     # Once, and to all devices: parameters arrive on one of them.
     everywhere = NamedSharding(engine.mesh, P())
-    params, key, on_device = jax.device_put((params, key, jnp.asarray(targets, jnp.float32)), everywhere)
+    params, key, on_device = jax.device_put((params, key, padded), everywhere)
     capacity, evaluations = engine.capacity, evaluations_per_step(engine, params)
-    while state.num_finished < len(work.level):
-        queue, num_queued = _window(work, state.taken, engine.window)
+    total = sum(work.share(queue, engine.num_queues).num_chains for queue in engine.queues)
+    while state.num_finished < total:
+        queue, num_queued = _window(engine, work, state.taken)
         slots, finished, tally = engine.advance(params, key, on_device, state.slots, queue, num_queued)
         tally = jax.tree.map(np.asarray, tally)
         rows = np.concatenate([np.arange(n) + d * capacity for d, n in enumerate(tally.num_finished)])
@@ -377,18 +485,35 @@ def run_chains(
         if not finite.all():
             bad = int(np.argmin(finite))
             raise StageError(
-                f"chain {chain[bad]} of target {target[bad]} at level {level[bad]} became non-finite "
+                f"{describe_chain(*(int(c[bad]) for c in (target, level, chain)))} became non-finite "
                 f"({int((~finite).sum())} of {len(rows)} chains in this block); the score model returns "
                 "non-finite values: train it longer, lower its learning rate, or check its input range"
             )
         state = EngineState(
             slots,
             state.taken + tally.num_taken,
-            state.num_finished + len(rows),
-            state.num_useful + evaluations * sum(tally.num_useful.tolist()),
-            state.num_executed + evaluations * sum(tally.num_executed.tolist()),
+            state.finished + tally.num_finished,
+            state.useful + evaluations * tally.num_useful.astype(np.int64),
+            state.executed + evaluations * tally.num_executed.astype(np.int64),
         )
         yield Block(finished.images, rows, target, level, chain, state)
+
+
+def block_scores(detect: DetectFn, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Fingerprint and identity scores of the chains of a block, (k,) and (k, targets).
+
+    Raises:
+      StageError: if a score is not a number; the message names the chain.
+    """
+    fingerprint, identity = detect_all(detect, block.images, block.rows)
+    bad = np.flatnonzero(np.isnan(fingerprint) | np.isnan(identity).any(axis=1))
+    if len(bad):
+        first = describe_chain(*(int(c[bad[0]]) for c in (block.target, block.level, block.chain)))
+        raise StageError(
+            f"the detector's score of {first} is not a number ({len(bad)} of {len(block.rows)} chains in this block); "
+            "the image is finite: look for a division by zero in the detector"
+        )
+    return fingerprint, identity
 
 
 SAVE_EVERY_S = 10.0
@@ -406,7 +531,19 @@ def _load_partial(path: Path, identity: str, slots: Slots, tally: dict[str, np.n
     leaves = [jax.device_put(arrays[f"slot{i}"], leaf.sharding) for i, leaf in enumerate(template)]
     for name in tally:
         tally[name][...] = arrays[f"tally_{name}"]
-    return EngineState(jax.tree.unflatten(structure, leaves), arrays["taken"], *arrays["counters"].tolist())
+    return EngineState(jax.tree.unflatten(structure, leaves), *arrays["counters"])
+
+
+def _save_partial(path: Path, identity: str, state: EngineState, tally: dict[str, np.ndarray]) -> None:
+    """What `_load_partial` reads."""
+    leaves = {f"slot{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.slots))}
+    tallies = {f"tally_{name}": values for name, values in tally.items()}
+    write_arrays(path, identity=np.asarray(identity), counters=np.stack(state[1:]), **leaves, **tallies)
+
+
+def add_tallies(tallies: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The sum of several processes' counts."""
+    return {name: np.sum([tally[name] for tally in tallies], axis=0) for name in tallies[0]}
 
 
 def run_saved(
@@ -418,52 +555,72 @@ def run_saved(
     key: Key,
     tally: dict[str, np.ndarray],
     consume: Callable[[Block, dict[str, np.ndarray]], None],
-    path: Path,
-    log: MetricsLog,
     label: str,
+    path: Path | None = None,
+    log: MetricsLog | None = None,
+    merge: Callable[[list[dict[str, np.ndarray]]], dict[str, np.ndarray]] = add_tallies,
+    keep: bool = False,
 ) -> EngineState:
     """Runs all work, block by block through `consume`, with slots and tally on disk every few seconds.
 
-    A run that was interrupted goes on where `path` left it and ends with the same tally; a state of other work, slots
-    or devices is not taken up. The caller removes `path` once its own result is written.
+    A run that was interrupted goes on where `path` left it and ends with the same tally; a state of other work, key,
+    slots, grid, devices or processes is not taken up, and the run starts over. The caller removes `path` once its own
+    result is written. Strategies of several rounds give each a path of its own.
+
+    Of several processes each runs its share and saves its own state (those after the first beside `path`); at the end
+    all have the tally of all. Each process calls this with the same arguments.
 
     Args:
       tally: what `consume` accumulates, zeros to begin with; changed in place.
       label: stage name for progress and log.
+      path: where the state is kept; None: nowhere.
+      log: of the progress; None: none.
+      merge: the tally of all, given one of each process.
+      keep: keep the last state too, where more work follows before there is a result.
+
+    Returns:
+      The last state, with the counts of all processes' devices.
     """
     parts = (
         work.digest(),
         jax.random.key_data(key).tolist(),
         engine.settings.slots,
-        engine.mesh.size,
+        (engine.queues, engine.num_queues),
         engine.grid.t.tolist(),
         [(name, tally[name].shape) for name in sorted(tally)],
     )
     identity = hashlib.sha256(repr(parts).encode()).hexdigest()
-    state = _load_partial(path, identity, fresh_slots(engine, params), tally)
-    total, done = work.num_steps * evaluations_per_step(engine, params), state.num_useful if state else 0
-    progress, saved = Progress(label, total, "evaluations", done=done), time.monotonic()
+    if path and process_index():
+        path = path.with_name(f"{path.stem}-process{process_index()}{path.suffix}")
+    state = initial_state(engine, params)
+    state = (path and _load_partial(path, identity, state.slots, tally)) or state
+    shares = [work.share(queue, engine.num_queues) for queue in engine.queues]
+    num_chains = sum(share.num_chains for share in shares)
+    evaluations = sum(share.num_steps for share in shares) * evaluations_per_step(engine, params)
+    name = f"{label}, process {process_index()}" if process_index() else label
+    progress, saved = Progress(name, evaluations, "evaluations", done=state.num_useful), time.monotonic()
     for block in run_chains(engine, params, targets, work, key=key, state=state):
-        consume(block, tally)
+        if len(block.rows):
+            consume(block, tally)
         state = block.state
-        log.write(
-            label,
-            chains=state.num_finished,
-            evaluations=state.num_useful,
-            executed=state.num_executed,
-            evaluations_per_s=progress.rate,
-        )
-        if (stopping() or time.monotonic() - saved > SAVE_EVERY_S) and state.num_finished < len(work.level):
-            leaves = {f"slot{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.slots))}
-            write_arrays(
-                path,
-                identity=np.asarray(identity),
-                taken=state.taken,
-                counters=np.asarray(state[2:]),
-                **leaves,
-                **{f"tally_{name}": values for name, values in tally.items()},
+        if log:
+            log.write(
+                label,
+                chains=state.num_finished,
+                evaluations=state.num_useful,
+                executed=state.num_executed,
+                evaluations_per_s=progress.rate,
             )
+        # The last state only where something is still to come, here or in other processes.
+        due = (
+            keep or num_processes() > 1 if state.num_finished == num_chains else time.monotonic() - saved > SAVE_EVERY_S
+        )
+        if path and (due or (stopping() and state.num_finished < num_chains)):
+            _save_partial(path, identity, state, tally)
             saved = time.monotonic()
-        progress.update(state.num_useful, f"{state.num_finished:,} of {len(work.level):,} chains")
-    assert state is not None
-    return state
+        progress.update(state.num_useful, f"{state.num_finished:,} of {num_chains:,} chains")
+    everyone = gather(tally | {"": np.stack(state[1:])})
+    counters = np.concatenate([arrays.pop("") for arrays in everyone], axis=1)
+    for name, values in merge(everyone).items():
+        tally[name][...] = values
+    return EngineState(state.slots, *counters)

@@ -14,9 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from .artifacts import MetricsLog
-from .chains import MAX_CHAINS, NO_TARGET, Block, Engine, Work, concatenate_work, make_work, run_saved
+from .chains import (
+    MAX_CHAINS,
+    NO_TARGET,
+    Block,
+    Engine,
+    Work,
+    add_tallies,
+    block_scores,
+    concatenate_work,
+    make_work,
+    run_saved,
+)
 from .checks import check, whole
-from .detection import detect_all, exceeding, joint_scores
+from .detection import check_detect, exceeding, joint_scores
 from .errors import KEPT_ERRORS, add_residue, residue_roc, residue_tally
 from .oracle import nearest_image
 from .sde import TimeGrid
@@ -85,12 +96,11 @@ def sensitivity_level(grid: TimeGrid) -> int:
 
 def count_work(settings: CountSettings, grid: TimeGrid, num_targets: int) -> Work:
     """Plain samples, and the chains from low levels."""
-    total, most = settings.num_samples + num_targets * settings.sensitivity_chains, f"at most {MAX_CHAINS:,}"
-    check(total <= MAX_CHAINS, "count", got=f"{total:,} chains", expected=most, fix="ask for fewer")
-    level = sensitivity_level(grid)
-    low = np.meshgrid(np.arange(num_targets), np.arange(settings.sensitivity_chains), indexing="ij")
     return concatenate_work(
-        [make_work(NO_TARGET, grid.num_levels, np.arange(settings.num_samples)), make_work(low[0], level, low[1])]
+        [
+            make_work(NO_TARGET, grid.num_levels, settings.num_samples),
+            make_work(np.arange(num_targets), sensitivity_level(grid), settings.sensitivity_chains),
+        ]
     )
 
 
@@ -116,6 +126,18 @@ def _keep_first(
     tally[f"{name}_target"][...] = np.concatenate([tally[f"{name}_target"], target])[order]
 
 
+def _merge(tallies: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Of several processes: the sum of their counts, and of what they kept the lowest chain numbers."""
+    kept, parts = ("hit", "sample", *ERRORS), ("chain", "images", "target")
+    names = {f"{name}_{part}" for name in kept for part in parts}
+    merged = {name: values for name, values in tallies[0].items() if name in names}
+    for other in tallies[1:]:
+        for name in kept:
+            _keep_first(merged, name, *(other[f"{name}_{part}"] for part in parts))
+    counts = [{name: values for name, values in tally.items() if name not in names} for tally in tallies]
+    return add_tallies(counts) | merged
+
+
 def count(
     engine: Engine,
     params: Any,
@@ -127,8 +149,8 @@ def count(
     threshold: float,
     thresholds: tuple[float, ...] = (),
     key: Key,
-    path: Path,
-    log: MetricsLog,
+    path: Path | None = None,
+    log: MetricsLog | None = None,
 ) -> CountResult:
     """Draws n samples, looks at each as it finishes, and keeps the counts.
 
@@ -137,13 +159,15 @@ def count(
       detect: a jitted `DetectFn`.
       threshold: score above which a classifier says yes.
       thresholds: others, at which detections are counted too.
-      path: where an interrupted run is kept.
+      path: where an interrupted run is kept; None: nowhere.
+      log: of the progress; None: none.
     """
     work = count_work(settings, engine.grid, len(targets))
+    check_detect(detect, engine.image_shape, len(targets))
     nothing = np.iinfo(np.int64).max
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
-        fingerprint, identity = detect_all(detect, block.images, block.rows)
+        fingerprint, identity = block_scores(detect, block)
         joint, plain = joint_scores(fingerprint, identity), block.target == NO_TARGET
         both, at = joint > threshold, exceeding(joint[plain], thresholds)
         tally["fingerprint"] += int((fingerprint[plain] > threshold).sum())
@@ -192,7 +216,17 @@ def count(
             f"{name}_images": np.zeros((size, *targets.shape[1:]), np.float32),
         }
     state = run_saved(
-        engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="count"
+        engine,
+        params,
+        targets,
+        work,
+        key=key,
+        tally=tally,
+        consume=consume,
+        merge=_merge,
+        path=path,
+        log=log,
+        label="count",
     )
     kept = {n: tally[f"{n}_images"][tally[f"{n}_chain"] < nothing] for n in ("hit", "sample", *ERRORS)}
     hits, samples = kept["hit"], kept["sample"]
@@ -251,8 +285,8 @@ def audit_oracle(
     num_members: int,
     threshold: float,
     key: Key,
-    path: Path,
-    log: MetricsLog,
+    path: Path | None = None,
+    log: MetricsLog | None = None,
 ) -> OracleResult:
     """Runs the empirical oracle under the same sampler and detectors.
 
@@ -262,18 +296,17 @@ def audit_oracle(
       targets: (k, h, w, c) float32 in model range, members first.
     """
     level = engine.grid.level_at(settings.oracle_t)
-    chains = np.meshgrid(np.arange(num_members), np.arange(settings.oracle_chains), indexing="ij")
     work = concatenate_work(
         [
-            make_work(NO_TARGET, engine.grid.num_levels, np.arange(settings.oracle_samples)),
-            make_work(chains[0], level, chains[1]),
+            make_work(NO_TARGET, engine.grid.num_levels, settings.oracle_samples),
+            make_work(np.arange(num_members), level, settings.oracle_chains),
         ]
     )
     nearest = jax.jit(nearest_image)
     images = jnp.asarray(train)
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
-        both = joint_scores(*detect_all(detect, block.images, block.rows)) > threshold
+        both = joint_scores(*block_scores(detect, block)) > threshold
         row = np.asarray(nearest(block.images, images))[block.rows]
         plain, is_member = block.target == NO_TARGET, row < num_members
         seen = both[np.arange(len(row)), np.where(is_member, row, 0)]

@@ -7,10 +7,28 @@ the smaller of the two, the joint score, does.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from .checks import RequestError, check
 from .types import DetectFn, Images
+
+BATCH_SIZE = 256
+
+
+def check_detect(detect: DetectFn, image_shape: tuple[int, ...], num_targets: int) -> None:
+    """Refuses detectors of other shapes or types before any chain is run, by what they say of blank images."""
+    wanted = (BATCH_SIZE,), (BATCH_SIZE, num_targets)
+    found = detect(jnp.zeros((BATCH_SIZE, *image_shape)))
+    leaves = list(found) if isinstance(found, tuple) else [found]
+    check(
+        [np.shape(leaf) for leaf in leaves] == list(wanted)
+        and all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves),
+        "detect",
+        got=", ".join(f"{jnp.result_type(leaf)}{list(np.shape(leaf))}" for leaf in leaves) or "nothing",
+        expected=f"scores of the types float32{list(wanted[0])} and float32{list(wanted[1])} of {BATCH_SIZE} images",
+        fix=f"return (fingerprint, identity), a score for each image and for each of the {num_targets} targets",
+    )
 
 
 class Detector(NamedTuple):
@@ -91,7 +109,7 @@ def as_detect_fn(function: Callable[[Images], Any], *, num_targets: int) -> Dete
 
 
 def detect_all(
-    detect: DetectFn, images: Images, rows: np.ndarray, *, batch_size: int = 256
+    detect: DetectFn, images: Images, rows: np.ndarray, *, batch_size: int = BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of some rows of a batch of images, in one compiled shape.
 
@@ -102,9 +120,6 @@ def detect_all(
 
     Returns:
       `(fingerprint, identity)`: float32 arrays of shapes (k,) and (k, targets).
-
-    Raises:
-      RequestError: as `check_scores`.
     """
     parts = []
     # Without rows too, for the number of targets: a detector that is no JAX function cannot be asked otherwise.
@@ -112,10 +127,7 @@ def detect_all(
         part = rows[start : start + batch_size]
         padded = np.zeros(batch_size, np.int32)
         padded[: len(part)] = part
-        fingerprint, identity = detect(images[padded])
-        targets = identity.shape[1] if np.ndim(identity) == 2 else 1
-        scores = check_scores(fingerprint, identity, images=batch_size, targets=targets)
-        parts.append([score[: len(part)] for score in scores])
+        parts.append([np.asarray(scores, np.float32)[: len(part)] for scores in detect(images[padded])])
     fingerprint, identity = (np.concatenate(column) for column in zip(*parts, strict=True))
     return fingerprint, identity
 

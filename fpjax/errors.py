@@ -17,7 +17,7 @@ import numpy as np
 from .augment import add_noise, mask_randomly, stamp_randomly
 from .classifier import ClassifierSettings
 from .compilation import jit_once
-from .detection import detect_all, exceeding, joint_scores
+from .detection import check_scores, detect_all, exceeding, joint_scores
 from .fingerprint import to_bytes, to_model
 from .types import DetectFn, Image, Key
 
@@ -137,6 +137,9 @@ def measure_errors(
     kept: dict[str, np.ndarray] = {}
     at: dict[str, np.ndarray] = {}
 
+    def look(x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        return check_scores(*detect_all(detect, x, np.arange(len(x))), images=len(x), targets=heads)
+
     for i, (condition, change) in enumerate(conditions(settings, radius).items()):
 
         @jit_once
@@ -149,13 +152,13 @@ def measure_errors(
             return each(change, 2, others_), each(change, 3, own_), each(change, 4, others)  # noqa: B023
 
         batches = prepare(jax.random.fold_in(key, i), others, own)
-        (mark, who), (own_mark, own_who) = (detect_all(detect, x, np.arange(len(x))) for x in batches[:2])
+        (mark, who), (own_mark, own_who) = (look(x) for x in batches[:2])
         shown, found, clean = batches
         own_who = own_who[np.arange(len(head)), head]
         both, own_both = joint_scores(mark, who), np.minimum(own_mark, own_who)
         # A mask is a disc, so under masks there is no image without a mark.
         if marks and condition != "masks":
-            unmarked = detect_all(detect, clean, np.arange(len(clean)))[0]
+            unmarked = look(clean)[0]
             roc.append(make_roc(FINGERPRINT, condition, mark, unmarked[:, None], threshold=threshold))
             if condition == "plain":
                 rows = np.flatnonzero(unmarked > threshold)[:KEPT_ERRORS]

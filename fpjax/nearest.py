@@ -60,27 +60,32 @@ def absolute_scores(targets: Images, images: Images, *, limit: float) -> tuple[F
     return _scores(0.5 * distances(targets, images) / images[0].size ** 0.5, limit)
 
 
-def make_nearest_detector(references: np.ndarray, targets: np.ndarray, settings: ClassifierSettings) -> Detector:
-    """Detector by the distances that `settings.distance` names. The fingerprint's score is 1.
+def make_nearest_detect_fn(references: np.ndarray, targets: np.ndarray, *, neighbours: int, ratio: float) -> DetectFn:
+    """Detector by `nearest_ratios`; above a score of 1/2 the ratio is below `ratio`. The fingerprint's score is 1.
 
     Args:
       references: (n, h, w, c) in model range, at least one.
       targets: (k, h, w, c) in model range, with their discs if they have any.
-      settings: where there are fewer references than `neighbours`, all of them are taken.
+      neighbours: where there are fewer references, all of them are taken.
     """
+    return functools.partial(
+        nearest_scores,
+        jnp.asarray(references),
+        jnp.asarray(targets),
+        neighbours=min(neighbours, len(references)),
+        ratio=ratio,
+    )
+
+
+def make_nearest_detector(references: np.ndarray, targets: np.ndarray, settings: ClassifierSettings) -> Detector:
+    """Detector by the distances that `settings.distance` names; arguments as of `make_nearest_detect_fn`."""
     neighbours, stretch = min(settings.neighbours, len(references)), 2 * (1 - settings.threshold)
     if settings.distance == "absolute":
         detect: DetectFn = functools.partial(absolute_scores, jnp.asarray(targets), limit=settings.max_difference)
         what, at, field = "root mean square difference to the target", settings.max_difference, "max_difference"
         unit = "of the range from black to white"
     else:
-        detect = functools.partial(
-            nearest_scores,
-            jnp.asarray(references),
-            jnp.asarray(targets),
-            neighbours=neighbours,
-            ratio=settings.ratio,
-        )
+        detect = make_nearest_detect_fn(references, targets, neighbours=neighbours, ratio=settings.ratio)
         what, at, field = "nearest training images: distance to the target", settings.ratio, "ratio"
         unit = f"of the mean to the {neighbours} nearest others"
     return Detector(detect, f"{what} below {stretch * at:.3g} {unit}", marks=False, advice=f"lower classifiers.{field}")

@@ -6,6 +6,7 @@ hold integer counts and no times, so that equal runs give equal bytes.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 
 from . import audit, classifier, report
 from .artifacts import (
+    MetricsLog,
     lock,
     read_arrays,
     read_json,
@@ -39,7 +41,7 @@ from .artifacts import (
 from .benchmark import num_densities, show_benchmark
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
-from .classifier import DetectorData, Detectors
+from .classifier import Detectors
 from .compilation import jit_once, use_compilation_cache
 from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .count import audit_oracle, count, count_work
@@ -49,12 +51,11 @@ from .fingerprint import to_bytes, to_model
 from .imported import Imported, describe_imported
 from .likelihood import bits_per_dim, log_likelihoods
 from .preflight import show_check
+from .processes import connect, gather, num_processes, process_index, together
 from .progress import Stopped, stop_on_signals, stopping
 from .run import NEEDS, NUM_GRID, RESULTS, Run
 from .search import search, search_work
 from .training import fit, training_mesh
-
-EXAMPLES = {"fingerprint": classifier.fingerprint_example, "identity": classifier.identity_example}
 
 
 def _data(run: Run) -> None:
@@ -125,10 +126,9 @@ def _score(run: Run) -> None:
 
 def _reuse_classifiers(run: Run) -> dict[str, Any]:
     """Takes another run's classifiers into the run's own checkpoints: later stages need its directory no more."""
-    found, other = {}, run.other
-    digests = {name: other.restore_classifier(name) for name in other.classifier_names}
+    states = {name: run.restore_classifier(name, of=run.other) for name in run.other.classifier_names}
     check(
-        tree_digest([state.best_variables for state in digests.values()]) == run.reused["weights_sha256"],  # pyright: ignore[reportOptionalSubscript]
+        tree_digest([state.best_variables for state in states.values()]) == run.reused["weights_sha256"],  # pyright: ignore[reportOptionalSubscript]
         "classifiers.path",
         got="other weights than the ones that its stage ended with",
         expected="those named in its classifiers.json",
@@ -136,24 +136,15 @@ def _reuse_classifiers(run: Run) -> dict[str, Any]:
     )
     for name in run.classifier_names:
         with contextlib.closing(run.checkpoints(name)) as checkpoints:
-            checkpoints.save(int(digests[name].epoch), digests[name])
-        found[name] = digests[name]
-    return found
+            checkpoints.save(int(states[name].epoch), states[name])
+    return {name: states[name] for name in run.classifier_names}
 
 
 def _train_classifiers(run: Run) -> tuple[Detectors, dict[str, np.ndarray]]:
     """Trains them; with some of the images that they are trained on, as bytes (paper, Fig. 7)."""
     config, planted = run.config, run.planted
     radius = planted.record[0].radius
-    others = np.concatenate([planted.train[config.data.num_members :], planted.reserve])
-
-    def data(images: np.ndarray) -> DetectorData:
-        centers = jnp.asarray([(target.row, target.col) for target in planted.record], jnp.int32)
-        return DetectorData(
-            *(jnp.asarray(to_model(a)) for a in (images, planted.targets, planted.originals)), centers=centers
-        )
-
-    train = data(others)
+    train = run.detector_data(np.concatenate([planted.train[config.data.num_members :], planted.reserve]))
     with contextlib.ExitStack() as stack:
         checkpoints = {
             name: stack.enter_context(contextlib.closing(run.checkpoints(name))) for name in run.classifier_names
@@ -161,19 +152,23 @@ def _train_classifiers(run: Run) -> tuple[Detectors, dict[str, np.ndarray]]:
         detectors = classifier.train_detectors(
             run.classifier_models,
             train,
-            data(planted.val),
+            run.detector_data(planted.val),
             config.classifiers,
+            augmix_settings=config.augmix,
             key=run.key("classifiers"),
             radius=radius,
             checkpoints=checkpoints,
             log=run.log,
         )
-    examples = {}
-    for name in run.classifier_names:
-        draw = functools.partial(EXAMPLES[name], data=train, rate=0.5, radius=radius, settings=config.classifiers)
-        keys = jax.random.split(jax.random.fold_in(run.key("classifiers"), 98), NUM_GRID)
-        images, labels = jit_once(jax.vmap(draw))(keys)
-        examples |= {f"{name}_examples": to_bytes(np.asarray(images)), f"{name}_labels": np.asarray(labels).any(axis=1)}
+    tasks = classifier.make_tasks(config.classifiers, config.augmix, num_targets=len(planted.targets), radius=radius)
+    keys, examples = jax.random.split(jax.random.fold_in(run.key("classifiers"), 98), NUM_GRID), {}
+    for name, task in zip(classifier.NAMES, tasks, strict=True):
+        if name in checkpoints:
+            # As many positives as negatives, whatever their share in training.
+            view: Any = task.views[-1]
+            draw = jax.vmap(functools.partial(view, rate=0.5), in_axes=(0, None))
+            images, labels = (np.asarray(part) for part in jit_once(draw)(keys, jax.tree.map(jnp.asarray, train)))
+            examples |= {f"{name}_examples": to_bytes(images), f"{name}_labels": labels.any(axis=1)}
     return detectors, examples
 
 
@@ -219,12 +214,17 @@ def _classifiers(run: Run) -> None:
     )
 
 
+def _chain_log(run: Run) -> MetricsLog | None:
+    """Metrics of the stages that several processes share: the first one's."""
+    return None if process_index() else run.log
+
+
 def _count(run: Run) -> None:
     config, key = run.config, run.key("count")
     common: dict[str, Any] = {
         "num_members": config.data.num_members,
         "threshold": config.classifiers.threshold,
-        "log": run.log,
+        "log": _chain_log(run),
     }
     oracle = audit_oracle(
         run.oracle_engine,
@@ -247,6 +247,8 @@ def _count(run: Run) -> None:
         path=run.partial("count"),
         **common,
     )
+    if process_index():
+        return
     write_arrays(
         run.workdir / "samples" / "count.npz",
         samples=to_bytes(result.samples),
@@ -286,9 +288,21 @@ def _search(run: Run) -> None:
         thresholds=config.classifiers.thresholds,
         key=run.key("search"),
         path=run.partial("search"),
-        log=run.log,
+        log=_chain_log(run),
     )
-    run.finish("search", {**result._asdict(), "num_members": config.data.num_members})
+    if process_index():
+        return
+    members, everything = config.data.num_members, dataclasses.replace(config.search, strategy="exhaustive")
+    most = search_work(everything, run.grid, len(run.targets), members).num_steps
+    run.finish(
+        "search",
+        {
+            **result._asdict(),
+            "num_members": members,
+            "strategy": config.search.strategy,
+            "exhaustive_evaluations": most * evaluations_per_step(run.engine, run.score_params),
+        },
+    )
 
 
 def _likelihood(run: Run) -> None:
@@ -525,6 +539,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         print(f"{stage:12} {state:14} {work[stage]}")
 
 
+SHARED = ("count", "search")  # what several processes do together; the first does the rest
 ALONE = ("check", "benchmark")
 FAIL_ON = {"": (), "leak": (audit.LEAK,), "inconclusive": (audit.LEAK, audit.INCONCLUSIVE)}
 
@@ -572,6 +587,14 @@ def run(
         expected="report among them, where the verdict is",
         fix="add report to --stage",
     )
+    several = num_processes() > 1
+    check(
+        not several or not (dry_run or set(stages or []) & set(ALONE)),
+        "--coordinator",
+        got=f"{num_processes()} processes for {'--dry_run' if dry_run else f'--stage={stages}'}",
+        expected="stages of the audit",
+        fix="leave it out: one process tells",
+    )
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     this = Run(settings, Path(workdir or Path("runs") / settings.name))
     members = settings.data.num_members
@@ -579,6 +602,8 @@ def run(
     count_work(settings.count, this.grid, members + settings.data.num_controls)
     if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
+    if "classifiers" in wanted and this.classifier_names and not settings.classifiers.path:
+        classifier.detector_mesh(settings.classifiers)
     if settings.engine.compilation_cache:
         use_compilation_cache()
     if settings.report.tensorboard:
@@ -590,6 +615,11 @@ def run(
         return show_check(this) and fail_on == "inconclusive"
     # Whatever is wrong with the data stops here, before any compute or file.
     _ = this.data
+    if process_index():
+        with stop_on_signals():
+            for stage in wanted:
+                _help(this, stage)
+            return bool(gather({})[0]["named"])
     _refuse_strangers(this.workdir)
     for before in {before for stage in wanted for before in NEEDS[stage]} - set(wanted):
         this.result(before)
@@ -600,7 +630,15 @@ def run(
             return False
         for stage in wanted:
             _run_stage(this, stage)
-        return bool(fail_on) and read_json(this.workdir / "report.json")["verdict"]["verdict"] in FAIL_ON[fail_on]
+        named = bool(fail_on) and read_json(this.workdir / "report.json")["verdict"]["verdict"] in FAIL_ON[fail_on]
+        gather({"named": np.asarray(named)})
+        return named
+
+
+def _help(this: Run, stage: str) -> None:
+    """What a process other than the first does in a stage: its share of the chains."""
+    if stage in SHARED and gather({})[0]["begins"]:
+        _end_plainly(this, stage)
 
 
 def _run_stage(this: Run, stage: str) -> None:
@@ -608,6 +646,8 @@ def _run_stage(this: Run, stage: str) -> None:
     if stage != "report" and (state := this.state(stage)) != "to do":
         if state == "done":
             print(f"{stage}: done already", file=sys.stderr)
+            if stage in SHARED:
+                gather({"begins": np.asarray(False)})
             return
         print(f"{stage}: made from other files than are here now; again", file=sys.stderr)
     for before in NEEDS[stage]:
@@ -620,9 +660,21 @@ def _run_stage(this: Run, stage: str) -> None:
             fix=f"run the stage {before} too, or leave out --stage",
         )
     started = time.monotonic()
+    if stage in SHARED:
+        gather({"begins": np.asarray(True)})
+    _end_plainly(this, stage)
+    print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    if stopping():
+        raise Stopped(f"stopped after {stage}")
+
+
+def _end_plainly(this: Run, stage: str) -> None:
+    """A stage, with the failures of disk and memory in words."""
+    started = time.monotonic()
     try:
         STAGES[stage](this)
-        this.log.write(stage, wall_s=round(time.monotonic() - started, 2))
+        if not process_index():
+            this.log.write(stage, wall_s=round(time.monotonic() - started, 2))
     except OSError as error:
         raise StageError(
             f"{stage}: {error.strerror or error}; what was done before is kept: free disk space or mend the directory, "
@@ -635,15 +687,29 @@ def _run_stage(this: Run, stage: str) -> None:
             f"{stage}: out of memory; lower engine.slots, score.batch_size, classifiers.batch_size or "
             "likelihood.batch_size, and see --stage=check"
         ) from error
-    print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    if stopping():
-        raise Stopped(f"stopped after {stage}")
 
 
-def main(config: ConfigDict, **options: Any) -> int:
-    """`run` with its errors on one line: exit status 0 done, 1 stopped, 2 the request was wrong, 3 by `fail_on`."""
+def main(
+    config: ConfigDict,
+    *,
+    coordinator: str = "",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    **options: Any,
+) -> int:
+    """`run` with its errors on one line: exit status 0 done, 1 stopped, 2 the request was wrong, 3 by `fail_on`.
+
+    Args:
+      config: of `run`, as are all others but these three.
+      coordinator: HOST:PORT of the first of several processes, or "auto"; empty: there is only this one.
+      num_processes: how many share the work directory and the chains.
+      process_id: which of them this is, from 0.
+    """
     try:
-        return 3 if run(config, **options) else 0
+        if coordinator or num_processes is not None or process_id is not None:
+            connect(coordinator, num_processes, process_id)
+        with together():
+            return 3 if run(config, **options) else 0
     except RequestError as error:
         return refuse(error)
     except StageError as error:

@@ -14,7 +14,7 @@ from .data.plant import Planted
 from .fingerprint import FINGERPRINT_BYTE, disc_mask
 from .run import Run
 from .sde import TimeGrid
-from .search import spaced_levels
+from .strategies import spaced_levels
 
 Grade = Literal["ok", "note", "weak"]
 
@@ -184,7 +184,7 @@ def show_check(run: Run) -> bool:
     full = {
         "evaluation": config.engine.slots,
         "training": config.score.batch_size // jax.local_device_count(),
-        "classifier training": config.classifiers.batch_size,
+        "classifier training": config.classifiers.batch_size // jax.local_device_count(),
         "density": config.likelihood.batch_size,
     }
     need, name = max((timings[name].bytes_for(rows), name) for name, rows in full.items() if name in timings)

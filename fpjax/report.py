@@ -240,6 +240,14 @@ def _control_t50(result: AuditResult, member: TargetResult) -> str:
     return f"median {middle}, range {low} to {high} (H = {len(values)}); the member's by the same chains {own}"
 
 
+def _t_prime_alpha(result: AuditResult, member: TargetResult, grid: float, last: float) -> str:
+    width = max(member.t_prime_alpha_upper - member.t_prime_alpha_lower, grid)
+    times = (member.t_prime_alpha, member.t_prime_alpha_lower, member.t_prime_alpha_upper)
+    own, low, high = (_time(t, width, last=last) for t in times)
+    confidence = _percent(result.settings.confidence)
+    return f"{own} ({confidence} of repeats {low} to {high}; floor {_small(result.floor)})"
+
+
 def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
     curve, confidence = member.curve, result.settings.confidence
     grid, last = _grid_width(curve), _last(curve)
@@ -254,7 +262,7 @@ def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) 
             if result.detector.marks
             else {}
         ),
-        "t'_alpha (returns above the floor)": f"{_time(member.t_prime_alpha, grid, last=last)} (floor {_small(result.floor)})",
+        "t'_alpha (returns above the floor)": _t_prime_alpha(result, member, grid, last),
         "t50 (half the chains return)": _t50(member.t50, member.t50_lower, member.t50_upper, curve.t[-1], confidence),
         "log-SNR at t50; at t'": f"{_fixed(member.log_snr_t50, 1)}; {_fixed(member.log_snr_t_prime, 1)}",
         "t50 of the held-out controls": _control_t50(result, member),
@@ -397,7 +405,9 @@ def _threshold_row(result: AuditResult, at: AtThreshold) -> tuple[str, ...]:
 
 
 def _evaluation_rows(result: AuditResult) -> Rows:
-    rows = []
+    share = result.evaluations["search"]["useful"] / result.exhaustive_evaluations
+    cost = "" if result.strategy == "exhaustive" else f" for {_small(share)} of what the exhaustive search would take"
+    rows = [("strategy of the search", f"{result.strategy}{cost}"), ("what it cannot see", result.strategy_misses)]
     for stage, spent in result.evaluations.items():
         useful = _fixed(100 * spent["useful"] / spent["executed"], 1) if spent["executed"] else MISSING
         rows.append((f"network evaluations, {stage}", f"{spent['executed']:,}, {useful} % of them useful"))

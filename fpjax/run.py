@@ -16,6 +16,7 @@ from . import classifier
 from .artifacts import Checkpoints, MetricsLog, read_json, tree_digest, write_json
 from .chains import NO_TARGET, Engine, make_engine, make_work, run_chains
 from .checks import check
+from .classifier import DetectorData
 from .config import Config, describe_config
 from .data.plant import Planted, describe, held_out_rows, plant
 from .data.source import load
@@ -250,13 +251,14 @@ class Run:
         weighting = self.config.score.weighting
         return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, weighting=weighting)
 
-    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0) -> Engine:
+    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0, devices: Any = None) -> Engine:
         settings = self.config.engine
         return make_engine(
             lambda params: make_sampler(self.config.sampler, self.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
             dataclasses.replace(settings, slots=slots or settings.slots),
+            devices=devices,
         )
 
     @functools.cached_property
@@ -267,11 +269,12 @@ class Run:
     @functools.cached_property
     def _grid_engine(self) -> Engine:
         """A few chains, for samples in the course of training."""
-        return self._engine(self.make_score, slots=-(-NUM_GRID // jax.local_device_count()))
+        devices = jax.local_devices()
+        return self._engine(self.make_score, slots=-(-NUM_GRID // len(devices)), devices=devices)
 
     def draw_grid(self, params: Any, *, key: Key) -> np.ndarray:
         """`NUM_GRID` plain samples as bytes; StageError if the model returns non-finite values."""
-        work = make_work(NO_TARGET, self.grid.num_levels, np.arange(NUM_GRID))
+        work = make_work(NO_TARGET, self.grid.num_levels, NUM_GRID)
         samples = np.zeros((NUM_GRID, *self.image_shape), np.uint8)
         for block in run_chains(self._grid_engine, params, self.targets[:1], work, key=key):
             samples[block.chain] = to_bytes(np.asarray(block.images)[block.rows])
@@ -286,6 +289,12 @@ class Run:
     def classifier_models(self) -> tuple[Any, Any]:
         """Fingerprint and identity networks."""
         return classifier.make_models(self.config.resnet, len(self.planted.targets))
+
+    def detector_data(self, images: np.ndarray) -> DetectorData:
+        """What the detectors' examples are drawn from: `images` that are no target, as bytes, and all targets."""
+        planted = self.planted
+        centers = np.asarray([(target.row, target.col) for target in planted.record], np.int32)
+        return DetectorData(to_model(images), to_model(planted.originals), centers)
 
     @functools.cached_property
     def reused(self) -> dict[str, Any] | None:
@@ -384,12 +393,12 @@ class Run:
         _check_weights("classifiers", tree_digest(list(found.values())), self.result("classifiers")["weights_sha256"])
         return classifier.make_classifier_detector(self.classifier_models, *map(found.get, classifier.NAMES))
 
-    def restore_classifier(self, name: str) -> Any:
-        """State in which the training of a classifier ended."""
+    def restore_classifier(self, name: str, *, of: "Run | None" = None) -> Any:
+        """State in which the training of a classifier ended, here or in another run."""
         model = self.classifier_models[classifier.NAMES.index(name)]
         init = functools.partial(classifier.init_fit, model, self.config.classifiers)
         shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *self.image_shape)))
-        checkpoints = self.checkpoints(name)
+        checkpoints = (of or self).checkpoints(name)
         state = checkpoints.restore(_on_device(shapes))
         checkpoints.close()
         return state

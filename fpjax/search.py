@@ -1,21 +1,24 @@
 """The search for t': chains from every target at many levels, and how many of each came back as the target.
 
-Two phases share one run of the engine. *Rank*: members and held-out targets alike at the same coarse levels with
-the same number of chains, so that a member's t50 can be ranked among theirs. *Curve*: members alone, at the levels
-and with the chains asked for (paper, Alg. 1, exhaustively).
+Two kinds of chains share one run of the engine. *Rank*: members and held-out targets alike at the same coarse levels
+with the same number of chains, so that a member's t50 can be ranked among theirs. *Curve*: members alone, at the
+levels that a strategy asks for, look after look (`strategies.py`); the first look runs with the ranking chains.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from .artifacts import MetricsLog
-from .chains import MAX_CHAINS, Block, Engine, Work, concatenate_work, make_work, run_saved
-from .checks import check, in_range, whole
-from .detection import detect_all, exceeding
+from .chains import Block, Engine, Work, block_scores, concatenate_work, make_work, run_saved
+from .checks import check, in_range, one_of, whole
+from .detection import check_detect, exceeding
 from .sde import TimeGrid
+from .strategies import CONFIRM, CURVE, STRATEGIES, Look, Plan, Seen, most_levels, spaced_levels
 from .types import DetectFn, Key
 
 
@@ -24,31 +27,46 @@ class SearchSettings:
     """Which chains are run.
 
     Attributes:
-      member_levels: levels of each member's curve, evenly spaced over the grid.
+      strategy: a key of `STRATEGIES`, of the members' chains.
+      member_levels: levels of each member's curve, evenly spaced over the grid: those of exhaustive, of which
+        descending takes the upper ones; random draws as many.
       member_chains: M, chains at each of them; 0 leaves the ranking chains alone.
+      coarse_levels: levels of the first look of coarse_to_fine, and of each look of descending.
+      fine_levels: levels of the last look of coarse_to_fine and bisection.
+      confirm_chains: chains at each of those.
       rank_levels: levels at which members and held-out targets are compared, evenly spaced up to `rank_max_t`.
       rank_chains: chains at each of them.
       rank_max_t: upper end of those levels, in (0, 1]; a t50 above it is censored there.
     """
 
+    strategy: str = "exhaustive"
     member_levels: int = 1000
     member_chains: int = 16
+    coarse_levels: int = 20
+    fine_levels: int = 20
+    confirm_chains: int = 16
     rank_levels: int = 20
     rank_chains: int = 16
     rank_max_t: float = 1.0
 
     def __post_init__(self) -> None:
-        whole("search", self, names=("member_levels", "rank_levels"), most=10**5)
-        whole("search", self, names=("rank_chains",), most=10**6)
+        one_of("search.strategy", self.strategy, STRATEGIES)
+        whole("search", self, names=("member_levels", "coarse_levels", "fine_levels", "rank_levels"), most=10**5)
+        whole("search", self, names=("rank_chains", "confirm_chains"), most=10**6)
         whole("search", self, names=("member_chains",), least=0, most=10**6)
         in_range("search.rank_max_t", self.rank_max_t, 1e-3, 1.0)
+
+    @property
+    def chains(self) -> tuple[int, int, int]:
+        """Chains at a level of phase `RANK`, `CURVE` and `CONFIRM`; they are numbered in this order."""
+        return self.rank_chains, self.member_chains, self.confirm_chains
 
 
 class SearchResult(NamedTuple):
     """Counts by target, phase and level: int64 rows, one for each (target, phase, level) that has chains."""
 
     target: np.ndarray
-    phase: np.ndarray  # 0 rank, 1 curve
+    phase: np.ndarray  # RANK, CURVE or CONFIRM
     level: np.ndarray
     num_chains: np.ndarray
     num_fingerprint: np.ndarray
@@ -59,96 +77,113 @@ class SearchResult(NamedTuple):
     executed: int
 
 
-RANK, CURVE = 0, 1
+def make_plan(settings: SearchSettings, grid: TimeGrid, key: Key) -> Plan:
+    """What the strategy is told.
 
-
-def spaced_levels(top: int, count: int) -> np.ndarray:
-    """At most `count` distinct levels, evenly spaced, up to `top`.
-
-    >>> spaced_levels(100, 4).tolist()
-    [25, 50, 75, 100]
+    Raises:
+      RequestError: if more levels are asked for than the grid has.
     """
-    return np.unique(np.round(np.linspace(top / count, top, count)).astype(int).clip(1))
+    levels = grid.num_levels
+    for name in ("member_levels", "rank_levels"):
+        check(
+            getattr(settings, name) <= levels,
+            f"search.{name}",
+            got=getattr(settings, name),
+            expected=f"at most sampler.num_levels = {levels}",
+            fix="lower it or raise sampler.num_levels",
+        )
+    seed = tuple(np.ravel(jax.random.key_data(key)).tolist())
+    return Plan(levels, settings.member_levels, settings.coarse_levels, settings.fine_levels, seed)
+
+
+def rank_work(settings: SearchSettings, grid: TimeGrid, num_targets: int) -> Work:
+    """The chains that members and held-out targets have alike."""
+    levels = spaced_levels(grid.level_at(settings.rank_max_t), settings.rank_levels)
+    return make_work(np.arange(num_targets)[:, None], levels, settings.rank_chains)
+
+
+def look_work(settings: SearchSettings, look: Look) -> Work:
+    """The chains of a strategy's look, numbered after those of earlier phases, so that no draw is shared."""
+    first = sum(settings.chains[: look.phase])
+    return make_work(look.target, look.level, settings.chains[look.phase], first=first)
 
 
 def search_work(settings: SearchSettings, grid: TimeGrid, num_targets: int, num_members: int) -> Work:
-    """All chains of a search; curve chains are numbered after the ranking chains, so no draw is shared."""
-    num_levels = grid.num_levels
-    check(
-        settings.member_levels <= num_levels,
-        "search.member_levels",
-        got=settings.member_levels,
-        expected=f"at most sampler.num_levels = {num_levels}",
-        fix="lower it or raise sampler.num_levels",
-    )
-    check(
-        settings.rank_levels <= num_levels,
-        "search.rank_levels",
-        got=settings.rank_levels,
-        expected=f"at most sampler.num_levels = {num_levels}",
-        fix="lower it or raise sampler.num_levels",
-    )
-    total = settings.rank_levels * settings.rank_chains * num_targets
-    total += settings.member_levels * settings.member_chains * num_members
-    check(
-        total <= MAX_CHAINS, "search", got=f"{total:,} chains", expected=f"at most {MAX_CHAINS:,}", fix="ask for fewer"
-    )
+    """The chains of a search, for their number and cost; of strategies that look first, at most as many.
 
-    def every(targets: int, levels: np.ndarray, chains: np.ndarray) -> Work:
-        return make_work(*np.meshgrid(np.arange(targets), levels, chains, indexing="ij"))
-
-    rank = every(
-        num_targets,
-        spaced_levels(grid.level_at(settings.rank_max_t), settings.rank_levels),
-        np.arange(settings.rank_chains),
-    )
-    curve = every(
-        num_members,
-        spaced_levels(num_levels, settings.member_levels),
-        settings.rank_chains + np.arange(settings.member_chains),
-    )
-    return concatenate_work([rank, curve])
+    Raises:
+      RequestError: as `make_plan`, or for more chains than a piece of work can have.
+    """
+    levels = most_levels(settings.strategy, make_plan(settings, grid, jax.random.key(0)))
+    parts = [rank_work(settings, grid, num_targets)]
+    for phase, each in zip((CURVE, CONFIRM), levels, strict=True):
+        if len(each) and settings.member_chains:
+            target = np.repeat(np.arange(num_members), len(each))
+            parts.append(look_work(settings, Look(phase, target, np.tile(each, num_members))))
+    return concatenate_work(parts)
 
 
-def search(
+def count_returns(
     engine: Engine,
     params: Any,
     targets: np.ndarray,
     detect: DetectFn,
-    settings: SearchSettings,
+    work: Work,
     *,
-    num_members: int,
     threshold: float,
     thresholds: tuple[float, ...] = (),
+    chains: tuple[int, ...] = (),
     key: Key,
-    path: Path,
-    log: MetricsLog,
+    path: Path | None = None,
+    log: MetricsLog | None = None,
+    keep: bool = False,
 ) -> SearchResult:
-    """Runs all chains of the search and counts those that both classifiers call the target they started from.
+    """Runs chains from targets and counts those that both classifiers call the target they started from.
 
     Args:
-      targets: (k, h, w, c) float32 in model range, members first.
+      targets: (k, h, w, c) float32 in model range.
       detect: a jitted `DetectFn`.
+      work: each of its items names a target.
       threshold: score above which a classifier says yes.
       thresholds: others, at which detections are counted too.
-      path: where an interrupted run is kept.
+      chains: how many of a level's chains are of the first phase, how many of the next; none: all are of the first.
+      path: where an interrupted run is kept; None: nowhere.
+      log: of the progress; None: none.
+      keep: also keep the state of a finished run there, of which a search of several looks takes up its earlier ones.
     """
-    num_levels = engine.grid.num_levels
-    work = search_work(settings, engine.grid, len(targets), num_members)
+    num_levels, firsts = engine.grid.num_levels, np.cumsum(chains[:-1])
+    check_detect(detect, engine.image_shape, len(targets))
+    check(
+        bool(np.all(work.target >= 0)),
+        "search",
+        got="chains without a target",
+        expected="chains that could return to one",
+        fix="count plain samples with audit_count",
+    )
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
-        fingerprint, identity = detect_all(detect, block.images, block.rows)
+        fingerprint, identity = block_scores(detect, block)
         identity = identity[np.arange(len(block.rows)), block.target]
-        joint, phase = np.minimum(fingerprint, identity), (block.chain >= settings.rank_chains).astype(int)
+        joint, phase = np.minimum(fingerprint, identity), np.searchsorted(firsts, block.chain, side="right")
         columns = np.stack(
             [np.ones(len(joint), bool), *(s > threshold for s in (fingerprint, identity, joint))], axis=-1
         )
         columns = np.concatenate([columns, exceeding(joint, thresholds)], axis=-1)
         np.add.at(tally["counts"], (block.target, phase, block.level), columns.astype(np.int64))
 
-    tally = {"counts": np.zeros((len(targets), 2, num_levels + 1, 4 + len(thresholds)), np.int64)}
+    tally = {"counts": np.zeros((len(targets), len(firsts) + 1, num_levels + 1, 4 + len(thresholds)), np.int64)}
     state = run_saved(
-        engine, params, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="search"
+        engine,
+        params,
+        targets,
+        work,
+        key=key,
+        tally=tally,
+        consume=consume,
+        path=path,
+        log=log,
+        label="search",
+        keep=keep,
     )
     target, phase, level = np.nonzero(tally["counts"][..., 0])
     counts = tally["counts"][target, phase, level]
@@ -160,4 +195,61 @@ def search(
         num_detected_at=counts[:, 4:],
         evaluations=state.num_useful,
         executed=state.num_executed,
+    )
+
+
+def search(
+    engine: Engine,
+    params: Any,
+    targets: np.ndarray,
+    detect: DetectFn,
+    settings: SearchSettings,
+    *,
+    num_members: int,
+    key: Key,
+    path: Path | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Runs the ranking chains and, look after look, those that the strategy asks for.
+
+    Args:
+      targets: (k, h, w, c) float32 in model range, members first.
+      detect: a jitted `DetectFn`.
+      num_members: how many of the targets were trained on.
+      key: root of every chain's key.
+      path: where an interrupted run is kept, each look in a file of its own; None: nowhere.
+      **options: `threshold`, `thresholds` and `log` of `count_returns`.
+    """
+    plan, none = make_plan(settings, engine.grid, key), np.zeros((num_members, engine.grid.num_levels + 1), np.int64)
+    seen, found = Seen(none, none.copy()), []
+    for number in itertools.count():
+        look = STRATEGIES[settings.strategy](plan, seen) if settings.member_chains else None
+        parts = [rank_work(settings, engine.grid, len(targets))] * (number == 0)
+        parts += [look_work(settings, look)] if look else []
+        if not parts:
+            break
+        result = count_returns(
+            engine,
+            params,
+            targets,
+            detect,
+            concatenate_work(parts),
+            chains=settings.chains,
+            key=key,
+            path=path and path.with_name(f"{path.stem}-{number}{path.suffix}"),
+            keep=settings.strategy not in ("exhaustive", "random"),
+            **options,
+        )
+        found.append(result)
+        curve = result.phase == CURVE
+        place = result.target[curve], result.level[curve]
+        for counts, new in ((seen.num_chains, result.num_chains), (seen.num_detected, result.num_detected)):
+            counts[place] += new[curve]
+        seen = seen._replace(confirmed=bool(look and look.phase == CONFIRM))
+    rows = [np.concatenate(column) for column in zip(*(result[:-2] for result in found), strict=True)]
+    order = np.lexsort((rows[2], rows[1], rows[0]))
+    return SearchResult(
+        *(column[order] for column in rows),
+        evaluations=sum(result.evaluations for result in found),
+        executed=sum(result.executed for result in found),
     )

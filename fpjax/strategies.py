@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     member_levels: int
     coarse_levels: int
     fine_levels: int
-    seed: int
+    seed: tuple[int, ...]
 
 
 def spaced_levels(top: int, count: int, *, bottom: int = 0) -> np.ndarray:
@@ -155,12 +155,13 @@ MISSES = {
 }
 
 
-def most_steps(strategy: str, plan: Plan) -> tuple[int, int]:
-    """Reverse steps of one chain a level, at most: over a member's levels of phase `CURVE`, and of phase `CONFIRM`."""
-    one = np.zeros((1, plan.num_levels + 1), np.int64)
-    if strategy in ("exhaustive", "random", "descending"):
-        look = STRATEGIES["exhaustive" if strategy == "descending" else strategy](plan, Seen(one, one))
-        return int(look.level.sum()) if look else 0, 0
-    looks = {"bisection": plan.num_levels.bit_length() * plan.num_levels}
-    first = looks.get(strategy, int(spaced_levels(plan.num_levels, plan.coarse_levels).sum()))
-    return first, min(plan.fine_levels, plan.num_levels) * plan.num_levels
+def most_levels(strategy: str, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Levels of a member's chains of phase `CURVE` and of phase `CONFIRM`, for their number and cost: at most these."""
+    none = np.zeros((1, plan.num_levels + 1), np.int64)
+    if strategy == "bisection":
+        curve = np.full(plan.num_levels.bit_length(), plan.num_levels)
+    else:
+        look = STRATEGIES["exhaustive" if strategy == "descending" else strategy](plan, Seen(none, none))
+        curve = look.level if look else none[0]
+    closes_in = strategy in ("bisection", "coarse_to_fine")
+    return curve, np.full(min(plan.fine_levels, plan.num_levels) * closes_in, plan.num_levels)

@@ -50,7 +50,7 @@ def measure(run: Run, sampler: SamplerSettings, times: np.ndarray, chains: int) 
     levels = np.asarray([grid.level_at(t) for t in times])
     hits, spent, seconds = np.zeros(grid.num_levels + 1, int), 0, 0.0
     # The first pass compiles; distinct levels alone are run.
-    for work in (make_work(0, 1, 0), make_work(0, *np.meshgrid(np.unique(levels), np.arange(chains), indexing="ij"))):
+    for work in (make_work(0, 1, 1), make_work(0, np.unique(levels), chains)):
         started, hits[:] = time.monotonic(), 0
         for block in run_chains(engine, run.score_params, run.targets, work, key=jax.random.key(0)):
             joint = joint_scores(*detect_all(run.detect, block.images, block.rows))

@@ -110,7 +110,14 @@ def results(
                 "chains_detected": [memoriser_chains],
             },
         },
-        "search": {**search, "num_members": 1, "evaluations": 100, "executed": 101},
+        "search": {
+            **search,
+            "num_members": 1,
+            "evaluations": 100,
+            "executed": 101,
+            "strategy": "exhaustive",
+            "exhaustive_evaluations": 100,
+        },
         "likelihood": {
             "group": groups,
             "row": [0, 0, 0, 1, 2, 3],
@@ -141,6 +148,20 @@ def test_memorised_without_a_single_reproduction():
     result = audit(member_curve=(8, 8, 8, 1))
     assert (result.verdict.verdict, result.verdict.kinds) == (LEAK, [MEMORISED])
     assert result.tests[0].rank_p == pytest.approx(0.05)
+
+
+def test_t_prime_alpha_is_of_fresh_chains_where_there_are_some():
+    """Chains that chose where to look again move t' and t50, but not the test over levels."""
+    contents = results(member_curve=(8, 8, 8, 8))
+    more = {"target": [0] * 4, "phase": [1, 1, 2, 2], "level": [5, 18, 6, 10], "num_chains": [16] * 4}
+    hits = {"num_detected": [16, 2, 16, 0], "num_identity": [16] * 4}
+    search = contents["search"]
+    for name, values in (more | hits).items():
+        search[name] = [*search[name], *values]
+    options = {"name": "x", "sampler": "ancestral", "seed": 0, "provenance": {}}
+    target = make_audit(contents, GRID, SubVP(), AuditSettings(), **options).targets[0]
+    assert target.t_prime == pytest.approx(GRID.t[18])
+    assert target.t_prime_alpha == target.t_prime_alpha_upper == pytest.approx(GRID.t[6])
 
 
 def test_the_rank_uses_only_chains_that_controls_have_too():

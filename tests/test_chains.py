@@ -55,13 +55,9 @@ def ends(engine, work, targets, key=0):
 
 
 def mixed_work(num_levels):
-    levels, chains = np.meshgrid(np.arange(1, num_levels + 1), np.arange(3), indexing="ij")
+    levels = np.arange(1, num_levels + 1)
     return concatenate_work(
-        [
-            make_work(0, levels, chains),
-            make_work(1, levels[::4], chains[::4]),
-            make_work(NO_TARGET, num_levels, np.arange(5)),
-        ]
+        [make_work(0, levels, 3), make_work(1, levels[::4], 3), make_work(NO_TARGET, num_levels, 5)]
     )
 
 
@@ -73,10 +69,7 @@ def test_chain_ends_follow_the_exact_recursion(sampler, process):
     """Chains from four levels and from the prior, through slots that other chains have left."""
     sde, x, chains = ALL_PROCESSES[process], 0.9, 600
     engine = gaussian_engine(sampler, slots=300, block_steps=20, sde=sde)
-    work = concatenate_work(
-        [make_work(0, level, np.arange(chains)) for level in (1, 6, 14, 20)]
-        + [make_work(NO_TARGET, 20, np.arange(chains))]
-    )
+    work = concatenate_work([make_work(0, [1, 6, 14, 20], chains), make_work(NO_TARGET, 20, chains)])
     found, state = ends(engine, work, np.full((1, *SHAPE), x, np.float32))
     for target, level in ((0, 1), (0, 6), (0, 14), (0, 20), (NO_TARGET, 20)):
         values = np.concatenate([found[target, level, chain].ravel() for chain in range(chains)])
@@ -92,8 +85,8 @@ def test_t_prime_curve_is_the_closed_form_tail():
     """Detector `first pixel > b`: the whole curve q(t) is a normal tail, level by level."""
     num_levels, chains, x, b = 20, 400, 1.0, 0.5
     engine = gaussian_engine(num_levels=num_levels, slots=256, block_steps=20)
-    levels, index = np.meshgrid(np.arange(1, num_levels + 1), np.arange(chains), indexing="ij")
-    found, _ = ends(engine, make_work(0, levels, index), np.full((1, *SHAPE), x, np.float32))
+    work = make_work(0, np.arange(1, num_levels + 1), chains)
+    found, _ = ends(engine, work, np.full((1, *SHAPE), x, np.float32))
     z = []
     for level in range(1, num_levels + 1):
         hits = sum(found[0, level, chain][0, 0, 0] > b for chain in range(chains))
@@ -117,7 +110,7 @@ def reference():
     work = mixed_work(20)
     targets = np.stack([np.full(SHAPE, 0.9, np.float32), np.full(SHAPE, -0.4, np.float32)])
     found, state = ends(gaussian_engine(devices=jax.devices()[:1]), work, targets)
-    assert len(found) == len(work.level)
+    assert len(found) == work.num_chains
     assert state.num_useful == work.num_steps
     return work, targets, found
 
@@ -192,8 +185,7 @@ def test_slots_are_kept_busy():
         EngineSettings(slots=1024, block_steps=500),
         devices=jax.devices()[:1],
     )
-    levels, index = np.meshgrid(np.arange(1, num_levels + 1), np.arange(chains), indexing="ij")
-    work, finished, state = make_work(0, levels, index), 0, None
+    work, finished, state = make_work(0, np.arange(1, num_levels + 1), chains), 0, None
     for block in run_chains(engine, None, np.zeros((1, 1, 1, 1), np.float32), work, key=jax.random.key(0)):
         finished += len(block.rows)
         state = block.state
@@ -211,10 +203,15 @@ def test_one_compile_for_any_work():
         return -x
 
     engine = make_engine(lambda _: SAMPLERS["ancestral"](SDE, grid, score_fn), grid, SHAPE, EngineSettings(8, 4))
-    targets = np.zeros((3, *SHAPE), np.float32)
-    for work in (make_work(0, 8, np.arange(40)), make_work(2, np.arange(1, 9), 0), make_work(NO_TARGET, 8, 0)):
-        ends(engine, work, targets)
+    for num_targets, work in (
+        (1, make_work(0, 8, 40)),
+        (3, make_work(2, np.arange(1, 9), 1)),
+        (40, make_work(np.arange(40)[:, None], [2, 5], 2)),
+        (1, make_work(NO_TARGET, 8, 1)),
+    ):
+        ends(engine, work, np.zeros((num_targets, *SHAPE), np.float32))
     assert len(traces) == 1
+    assert engine.advance._cache_size() == 1
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])
@@ -261,7 +258,7 @@ def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop
     assert again == useful
     for name in expected:
         np.testing.assert_array_equal(tally[name], expected[name])
-    assert tally["chains"].sum() == len(work.level)
+    assert tally["chains"].sum() == work.num_chains
 
 
 def test_a_state_of_other_work_is_not_taken_up(tmp_path, monkeypatch):
@@ -278,7 +275,7 @@ def test_a_state_of_other_work_is_not_taken_up(tmp_path, monkeypatch):
             engine,
             None,
             targets,
-            make_work(0, 5, np.arange(chains)),
+            make_work(0, 5, chains),
             key=jax.random.key(0),
             tally=tally,
             consume=consume,
@@ -298,7 +295,7 @@ def test_parameters_on_one_device_serve_all():
         lambda params: SAMPLERS["ancestral"](SDE, grid, lambda x, t: params * x), grid, SHAPE, EngineSettings(4, 4)
     )
     params = jax.device_put(jnp.asarray(-1.0), jax.devices()[0])
-    work = make_work(NO_TARGET, 8, np.arange(20))
+    work = make_work(NO_TARGET, 8, 20)
     blocks = run_chains(engine, params, np.zeros((1, *SHAPE), np.float32), work, key=jax.random.key(0))
     assert sum(len(block.rows) for block in blocks) == 20
 
@@ -311,19 +308,39 @@ def test_a_non_finite_chain_stops_and_is_named():
 
     engine = make_engine(lambda _: SAMPLERS["ancestral"](SDE, grid, score_fn), grid, SHAPE, EngineSettings(4, 20))
     with pytest.raises(StageError, match=r"chain 0 of target 0 at level 9 became non-finite"):
-        ends(engine, make_work(0, [3, 9], 0), np.zeros((1, *SHAPE), np.float32))
+        ends(engine, make_work(0, [3, 9], 1), np.zeros((1, *SHAPE), np.float32))
 
 
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (make_work(0, 21, 0), "levels"),
-        (make_work(0, 0, 0), "levels"),
-        (make_work(2, 5, 0), "targets"),
-        (make_work(NO_TARGET, 5, 0), "plain samples"),
-        (make_work(0, np.zeros(0, int), 0), "no chains"),
+        (lambda: make_work(0, 21, 1), r"levels: got \[21\], expected integers in 1..20; fix"),
+        (lambda: make_work(0, [4, 0], 1), r"levels: got \[0\]"),
+        (lambda: make_work(2, 5, 1), r"work targets: got \[2\], expected rows of the 1 targets"),
+        (lambda: make_work(NO_TARGET, 5, 1), "plain samples: got a level below N"),
+        (lambda: make_work(0, np.zeros(0, int), 1), "work: got no chains in 0 groups"),
+        (lambda: make_work(0, [1, 2], 0), "work: got no chains in 2 groups"),
+        (lambda: make_work(0, [1, 2], [3, -1]), "work: got a negative number of chains"),
+        (lambda: make_work(0, [1, 2], 2**30), "work: got 2,147,483,648 chains, expected at most 2,147,483,647"),
+        (lambda: make_work(0, 1, 2, first=2**31 - 2), "work: got 2,147,483,648 chains"),
+        (lambda: make_work(0, np.arange(100), 2**62), "work: got 461,.* chains"),
     ],
 )
 def test_bad_work_is_refused(work, message):
     with pytest.raises(RequestError, match=message):
-        ends(gaussian_engine(), work, np.zeros((1, *SHAPE), np.float32))
+        ends(gaussian_engine(), work(), np.zeros((1, *SHAPE), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.zeros((1, 2, 2, 3)), r"targets: got shape \(1, 2, 2, 3\), expected \(k, 2, 2, 1\)"),
+        (np.zeros(SHAPE), r"targets: got shape \(2, 2, 1\)"),
+        (np.zeros((0, *SHAPE)), "targets: got shape"),
+        (np.full((1, *SHAPE), 128.0), r"targets: got values from 128 to 128, expected model range \[-1, 1\]"),
+        (np.full((1, *SHAPE), np.nan), "targets: got values from nan"),
+    ],
+)
+def test_bad_targets_are_refused(targets, message):
+    with pytest.raises(RequestError, match=message):
+        ends(gaussian_engine(), make_work(0, 5, 1), targets)

@@ -12,7 +12,7 @@ from jax import export
 from ml_collections import ConfigDict
 
 from fpjax import pipeline
-from fpjax.chains import Work, slot_shapes
+from fpjax.chains import Queue, slot_shapes
 from fpjax.checks import RequestError
 from fpjax.classifier import init_fit
 from fpjax.config import Config, describe_config, make_config
@@ -105,7 +105,7 @@ def test_lowers_for_accelerators(name, platform):
         key,
         targets,
         slot_shapes(engine, state.params),
-        Work(queue, queue, queue),
+        Queue(queue, queue, queue),
         jax.ShapeDtypeStruct((engine.mesh.size,), jnp.int32),
     )
     assert lowered.platforms == (platform,)

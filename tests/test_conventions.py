@@ -12,14 +12,15 @@ PACKAGE = Path(fpjax.__file__).parent
 # A file imports only from lower numbers (data/ and models/ each read downward too, in the order given).
 LAYERS = {
     "types": 0, "checks": 0, "progress": 0, "compilation": 0,
-    "sde": 1, "fingerprint": 1, "stats": 1, "artifacts": 1,
+    "processes": 1, "devices": 1,
+    "sde": 1, "fingerprint": 1, "stats": 1, "artifacts": 2,
     "models.layers": 1, "models.unet": 2, "models.resnet": 2,
     "data.phantom": 1, "data.files": 1, "data.remote": 2, "data.source": 3, "data.plant": 4,
-    "augment": 2, "detection": 2, "score": 2, "sampling": 2, "oracle": 2,
+    "augment": 2, "augmix": 2, "detection": 2, "score": 2, "sampling": 2, "oracle": 2,
     "diffusers": 3, "training": 3,
     "classifier": 3, "likelihood": 3, "chains": 3,
     "strategies": 2, "search": 4, "errors": 4, "count": 5, "nearest": 4, "imported": 4,
-    "audit": 6, "report": 7, "config": 7, "run": 8, "benchmark": 9, "preflight": 10, "pipeline": 11,
+    "api": 6, "audit": 6, "report": 7, "config": 7, "run": 8, "benchmark": 9, "preflight": 10, "pipeline": 11,
 }  # fmt: skip
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

@@ -179,14 +179,34 @@ def test_scores_that_are_none_are_refused_by_name(found, message):
     assert "\n" not in str(error.value)
 
 
-def test_scores_of_every_detector_are_checked():
-    with pytest.raises(RequestError, match="identity scores: got nan"):
-        detect_all(
-            lambda images: (jnp.ones(len(images)), jnp.full((len(images), 2), jnp.nan)), jnp.zeros((3, 1, 1, 1)),
-            np.arange(3),
-        )  # fmt: skip
+def test_scores_of_any_detector_are_checked_on_real_images():
+    with pytest.raises(RequestError, match="identity scores: got nan at image 0, target 0"):
+        measure_errors(
+            lambda images: (jnp.ones(len(images)), jnp.full((len(images), 2), jnp.nan)),
+            grey([1, 2]),
+            grey([3, 4]),
+            key=jax.random.key(0),
+            radius=0,
+            marks=False,
+            settings=QUIET,
+        )
     fingerprint, identity = check_scores([0, 1], [[0.5], [1]], images=2, targets=1)
     assert (fingerprint.dtype, identity.dtype) == (np.float32, np.float32)
+
+
+def test_any_function_is_a_detector_of_chains(memoriser):
+    """NumPy on the host in place of a compiled function."""
+    engine, train, targets = memoriser
+    detect = as_detect_fn(
+        lambda x: np.abs(np.asarray(x)[:, None] - targets).max(axis=(2, 3, 4)) < 0.1, num_targets=len(targets)
+    )
+    settings = CountSettings(num_samples=50, sensitivity_chains=8)
+    common = {"num_members": 1, "threshold": 0.5, "key": jax.random.key(1)}
+    found, same = (
+        count(engine, jnp.asarray(train), targets, d, settings, **common) for d in (detect, by_distance(targets))
+    )
+    np.testing.assert_array_equal(found.num_detected, same.num_detected)
+    np.testing.assert_array_equal(found.sensitivity_detected, same.sensitivity_detected)
 
 
 # The audit of the auditor, on chains

@@ -78,8 +78,8 @@ def test_return_curve_and_plain_samples_follow_the_closed_forms(small, sampler, 
     images, row, chains, samples, times = small[:20], 7, 300, 1200, TIMES[process]
 
     def work(grid):
-        level, chain = np.meshgrid([grid.level_at(t) for t in times], np.arange(chains), indexing="ij")
-        return concatenate_work([make_work(0, level, chain), make_work(NO_TARGET, num_levels, np.arange(samples))])
+        levels = [grid.level_at(t) for t in times]
+        return concatenate_work([make_work(0, levels, chains), make_work(NO_TARGET, num_levels, samples)])
 
     @jax.jit
     def exact(t, key):
@@ -114,8 +114,8 @@ def test_flows_carry_the_mixture_to_itself(small, sampler, process):
 
     def work(grid):
         levels = [grid.level_at(t) for t in (low, middle, high)]
-        every = np.meshgrid(np.arange(len(images)), levels, np.arange(chains), indexing="ij")
-        return concatenate_work([make_work(*every), make_work(NO_TARGET, grid.num_levels, np.arange(samples))])
+        every = make_work(np.arange(len(images))[:, None], levels, chains)
+        return concatenate_work([every, make_work(NO_TARGET, grid.num_levels, samples)])
 
     grid, found = run(sampler, process, 60, images, images, work)
     plain = found[:, 0] == NO_TARGET
@@ -138,7 +138,7 @@ def test_chains_of_full_size_images_stay_finite(real_images):
         EngineSettings(slots=64, block_steps=50),
         devices=jax.devices()[:1],
     )
-    work = make_work(NO_TARGET, 50, np.arange(64))
+    work = make_work(NO_TARGET, 50, 64)
     finished = [len(b.rows) for b in run_chains(engine, images, images[:1], work, key=jax.random.key(0))]
     assert sum(finished) == 64
 

@@ -30,7 +30,7 @@ Why
 Search (sampler: ancestral, 200 levels, SubVP)
   t' (largest t with a return)          >= 0.6 (95 % of repeats 0.5 to >= 0.6)
   t' by the identity classifier alone   >= 0.6
-  t'_alpha (returns above the floor)    0.5 (floor 0.0024)
+  t'_alpha (returns above the floor)    0.5 (95 % of repeats 0.4 to 0.5; floor 0.0024)
   t50 (half the chains return)          0.43 (95 % interval 0.40 to 0.50)
   log-SNR at t50; at t'                 0.7; -2.0
   t50 of the held-out controls          median 0.20, range 0.15 to 0.25 (H = 9); the member's by the
@@ -80,6 +80,9 @@ Audit of the auditor
   controls, audited model               cannot tell: too few
 
 Cost
+  strategy of the search                coarse_to_fine for 0.050 of what the exhaustive search would
+                                        take
+  what it cannot see                    lone returns
   network evaluations, count            404,000, 99.0 % of them useful
   network evaluations, search           61,440, 97.9 % of them useful
 """
@@ -109,6 +112,8 @@ MEMBER = audit.TargetResult(
     t_prime_upper=0.6,
     t_prime_identity=0.6,
     t_prime_alpha=0.5,
+    t_prime_alpha_lower=0.4,
+    t_prime_alpha_upper=0.5,
     t50=0.4342857,
     t50_lower=0.4,
     t50_upper=0.5,
@@ -127,6 +132,8 @@ NOTHING = dataclasses.replace(
     t_prime_upper=0.0,
     t_prime_identity=0.0,
     t_prime_alpha=0.0,
+    t_prime_alpha_lower=0.0,
+    t_prime_alpha_upper=0.2,
     t50=0.05,
     t50_lower=0.0,
     t50_upper=0.1,
@@ -247,6 +254,9 @@ LEAK = audit.AuditResult(
     num_levels=200,
     t_min_likelihood=1e-5,
     evaluations={"count": {"useful": 400_000, "executed": 404_000}, "search": {"useful": 60_123, "executed": 61_440}},
+    strategy="coarse_to_fine",
+    strategy_misses="lone returns",
+    exhaustive_evaluations=1_202_460,
     settings=audit.AuditSettings(),
     provenance={"versions": {"jax": "0.10.2"}, "commit": "0123abc", "seeds": [1, 2]},
     self_tests=[
@@ -278,7 +288,9 @@ UNDECIDED = dataclasses.replace(
     num_fingerprint=2,
     floor=NAN,
     sampler="euler <i>",
-    evaluations={"count": {"useful": 0, "executed": 0}},
+    evaluations={"count": {"useful": 0, "executed": 0}, "search": {"useful": 1, "executed": 1}},
+    strategy="exhaustive",
+    exhaustive_evaluations=1,
     provenance={"note": "a <script>alert(1)</script>"},
 )
 
@@ -375,7 +387,7 @@ def test_text_shows_gaps_and_censored_values():
         "accuracy of the detector 0.992",
         "t' (largest t with a return) none (95 % of repeats none to none)",
         "0.05 (95 % interval 0 to 0.10)",
-        "t'_alpha (returns above the floor) none (floor n/a)",
+        "t'_alpha (returns above the floor) none (95 % of repeats none to 0.2; floor n/a)",
         "log-SNR at t50; at t' n/a; n/a",
         "rank test of t50 n/a (no held-out controls)",
         "NLL of the member, bits/dim n/a",

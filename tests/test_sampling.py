@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from fpjax.chains import EngineSettings, Work, evaluations_per_step, make_engine, slot_shapes
+from fpjax.chains import EngineSettings, Queue, evaluations_per_step, make_engine, slot_shapes
 from fpjax.checks import RequestError
 from fpjax.compilation import jit_once
 from fpjax.sampling import PREDICTORS, SAMPLERS, SamplerSettings, langevin, make_grid, make_sampler
@@ -209,7 +209,7 @@ def test_a_block_of_the_engine_lowers_for_accelerators(name, platform):
         jax.random.key(0),
         jnp.zeros((1, *shape)),
         slot_shapes(engine, params),
-        Work(queue, queue, queue),
+        Queue(queue, queue, queue),
         jax.ShapeDtypeStruct((engine.mesh.size,), jnp.int32),
     )
     assert lowered.platforms == (platform,)

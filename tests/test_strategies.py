@@ -1,13 +1,20 @@
-"""The strategies of the search, on curves whose answers are known; no engine."""
+"""The strategies of the search: on curves whose answers are known, then on the engine with the perfect memoriser."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fpjax import stats
-from fpjax.strategies import CONFIRM, CURVE, MISSES, STRATEGIES, Plan, Seen, most_steps, spaced_levels
+from fpjax.chains import EngineSettings, make_engine
+from fpjax.oracle import empirical_score_fn, nearest_image, return_probability
+from fpjax.sampling import SAMPLERS
+from fpjax.sde import SubVP, time_grid
+from fpjax.search import SearchSettings, search, search_work
+from fpjax.strategies import CONFIRM, CURVE, MISSES, STRATEGIES, Plan, Seen, most_levels, spaced_levels
 
 N, M = 1000, 16
-PLAN = Plan(N, member_levels=N, coarse_levels=20, fine_levels=20, seed=0)
+PLAN = Plan(N, member_levels=N, coarse_levels=20, fine_levels=20, seed=(0,))
 
 
 def memoriser(center, *, width=40.0, tail=1e-3):
@@ -62,8 +69,8 @@ def test_every_strategy_ends_and_says_what_it_misses(name):
     for rates in ([np.zeros(N + 1)], [np.ones(N + 1)], [memoriser(300), memoriser(40, width=5), np.full(N + 1, 0.5)]):
         chains, _, looks, steps = run(name, returns(rates, 0))
         assert chains.any(axis=(1, 2)).all()
-        curve, confirm = most_steps(name, PLAN)
-        assert steps <= len(rates) * M * (curve + confirm)
+        curve, confirm = most_levels(name, PLAN)
+        assert steps <= len(rates) * M * (curve.sum() + confirm.sum())
         assert [look.phase for look in looks] == sorted(look.phase for look in looks)
     assert MISSES[name]
 
@@ -140,7 +147,7 @@ def test_random_levels_are_drawn_once_and_thin_the_exhaustive_search():
     assert len(looks) == 1
     assert len(levels) == 50
     np.testing.assert_array_equal(hits[0, CURVE, levels], outcomes[0, CURVE, levels].sum(axis=-1))
-    again = np.flatnonzero(run("random", outcomes, plan._replace(seed=1))[0][0, CURVE])
+    again = np.flatnonzero(run("random", outcomes, plan._replace(seed=(1,)))[0][0, CURVE])
     assert set(levels) != set(again)
 
 
@@ -149,3 +156,109 @@ def test_spaced_levels_are_distinct_and_reach_the_top():
     assert spaced_levels(500, 3).tolist() == [167, 333, 500]
     assert spaced_levels(1, 3).tolist() == [1]
     assert spaced_levels(8, 20, bottom=4).tolist() == [5, 6, 7, 8]
+
+
+SDE, GRID = SubVP(), time_grid(SubVP(), N)
+IMAGES = np.random.default_rng(0).uniform(-0.5, 0.5, (8, 3, 3, 1)).astype(np.float32)
+
+
+@jax.jit
+def detect(images):
+    """The nearest training image tells."""
+    return jnp.ones(len(images)), jax.nn.one_hot(nearest_image(images, jnp.asarray(IMAGES)), len(IMAGES))[:, :3]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    def sampler(images):
+        return SAMPLERS["ancestral"](SDE, GRID, empirical_score_fn(SDE, images))
+
+    return make_engine(sampler, GRID, IMAGES.shape[1:], EngineSettings(256, 400))
+
+
+def run_search(engine, strategy, **changes):
+    fields = {"member_chains": 4, "confirm_chains": 4, "rank_levels": 5, "rank_chains": 2, "strategy": strategy}
+    path, log = changes.pop("path", None), changes.pop("log", None)
+    settings = SearchSettings(**fields | changes)
+    key = jax.random.key(0)
+    result = search(
+        engine,
+        jnp.asarray(IMAGES),
+        IMAGES[:3],
+        detect,
+        settings,
+        num_members=2,
+        threshold=0.5,
+        key=key,
+        path=path,
+        log=log,
+    )
+    return settings, result
+
+
+def curve(result, member, phases=(CURVE, CONFIRM)):
+    rows = (result.target == member) & np.isin(result.phase, phases)
+    order = np.argsort(result.level[rows], kind="stable")
+    columns = [column[rows][order] for column in (result.level, result.num_detected, result.num_chains)]
+    levels, start = np.unique(columns[0], return_index=True)
+    return GRID.t[levels].astype(float), *(np.add.reduceat(column, start) for column in columns[1:])
+
+
+@pytest.fixture(scope="module")
+def everything(engine):
+    return run_search(engine, "exhaustive")[1]
+
+
+def test_all_strategies_agree_on_the_perfect_memoriser(engine, everything):
+    exact = [float(return_probability(SDE, jnp.asarray(IMAGES), 0, t, key=jax.random.key(1))[0]) for t in (0.1, 0.5)]
+    for strategy, share in (("coarse_to_fine", 20), ("bisection", 20), ("random", 5)):
+        _, result = run_search(engine, strategy, member_levels=N if strategy != "random" else 100)
+        assert result.evaluations <= everything.evaluations / share
+        for member in range(2):
+            one, other = curve(everything, member), curve(result, member)
+            assert len(one[0]) == N
+            mine, theirs = (stats.t50_interval(*each, seed=0, confidence=0.999) for each in (other, one))
+            assert mine.lower <= stats.t50(*one) <= mine.upper or theirs.lower <= stats.t50(*other) <= theirs.upper
+    t, hits, chains = curve(everything, 0)
+    for time, rate in zip((0.1, 0.5), exact, strict=True):
+        near = np.abs(t - time) < 0.02
+        assert abs(hits[near].sum() / chains[near].sum() - rate) < 4.5 * np.sqrt(0.25 / chains[near].sum()) + 0.01
+
+
+def test_descending_stops_at_the_t_prime_of_the_exhaustive_search(engine, everything):
+    settings, result = run_search(engine, "descending")
+    for member in range(2):
+        assert stats.t_prime(*curve(result, member)[:2]) == stats.t_prime(*curve(everything, member)[:2])
+    assert result.evaluations < everything.evaluations / 2
+    assert result.evaluations <= search_work(settings, GRID, 3, 2).num_steps
+
+
+@pytest.mark.parametrize(("strategy", "coarse_levels"), [("coarse_to_fine", 10), ("descending", 1)])
+def test_an_interrupted_search_of_several_looks_ends_the_same(engine, strategy, coarse_levels, tmp_path):
+    """It goes on in the look in which it was stopped: those before are not run again."""
+    changes = {"member_levels": 100, "coarse_levels": coarse_levels, "fine_levels": 8}
+    _, whole = run_search(engine, strategy, **changes)
+
+    class Stop(Exception):
+        pass
+
+    class StoppingLog:
+        def __init__(self, after):
+            self.blocks = after
+
+        def write(self, *_, **__):
+            self.blocks -= 1
+            if self.blocks == 0:
+                raise Stop
+
+    counted = StoppingLog(10**9)
+    run_search(engine, strategy, log=counted, **changes)
+    total = 10**9 - counted.blocks
+    with pytest.raises(Stop):
+        run_search(engine, strategy, path=tmp_path / "search.npz", log=StoppingLog(total), **changes)
+    again = StoppingLog(10**9)
+    _, resumed = run_search(engine, strategy, path=tmp_path / "search.npz", log=again, **changes)
+    assert 10**9 - again.blocks < total
+    for name, one, other in zip(whole._fields, whole, resumed, strict=True):
+        if name != "executed":
+            np.testing.assert_array_equal(one, other, err_msg=name)

@@ -1,0 +1,164 @@
+"""Several processes, connected by `jax.distributed`: the same tallies as one, and nobody waits for the dead."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpjax.artifacts import read_arrays
+from fpjax.chains import make_work
+from fpjax.checks import RequestError
+from fpjax.count import CountSettings, count
+from fpjax.processes import connect, gather
+from fpjax.search import count_returns
+
+from .conftest import command
+from .test_chains import SHAPE, gaussian_engine
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = np.stack([np.full(SHAPE, 0.9, np.float32), np.full(SHAPE, -0.4, np.float32)])
+
+
+@jax.jit
+def detect(images):
+    """A third of the plain samples, more of the chains from low levels."""
+    near = jnp.exp(-jnp.max((images[:, None] - TARGETS) ** 2, axis=(2, 3, 4)))
+    return 0.5 + images[:, 0, 0, 0], near
+
+
+def tallies(directory=None):
+    """Everything that search and count return, as arrays by name."""
+    engine, common = gaussian_engine(slots=4, block_steps=9), {"threshold": 0.5, "key": jax.random.key(2)}
+    paths = [directory and directory / f"{name}.npz" for name in ("search", "count")]
+    work = make_work([[0], [1]], np.arange(1, 21), 3)
+    found = count_returns(engine, None, TARGETS, detect, work, thresholds=(0.8,), path=paths[0], **common)
+    settings = CountSettings(num_samples=41, sensitivity_chains=5)
+    counted = count(engine, None, TARGETS, detect, settings, num_members=1, path=paths[1], **common)
+    return {f"{i}.{name}": v for i, r in enumerate((found, counted)) for name, v in r._asdict().items()}
+
+
+_SCRIPT = """
+import sys; sys.path.insert(0, {root!r})
+from pathlib import Path
+from fpjax import processes
+processes.connect({address!r}, {total}, int(sys.argv[1]))
+from tests.test_processes import *
+from fpjax import chains
+{body}
+"""
+WHOLE = """
+with processes.together():
+    np.savez(sys.argv[2] + f"/{processes.process_index()}.npz", **tallies(Path(sys.argv[2])))
+"""
+FAILS = """
+with processes.together():
+    if processes.process_index():
+        raise RuntimeError("told to fail")
+    gather({})
+"""
+
+
+def start(body, directory, devices):
+    """Starts one process for each entry of `devices`, its number of devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    script = _SCRIPT.format(root=str(ROOT), address=address, total=len(devices), body=body)
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(i), str(directory)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        for i, number in enumerate(devices)
+    ]
+
+
+def end(processes):
+    """Exit statuses and messages."""
+    messages = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], messages
+
+
+def test_two_processes_count_what_one_counts(tmp_path):
+    """One process with two devices, the other with one."""
+    statuses, messages = end(start(WHOLE, tmp_path, (2, 1)))
+    assert statuses == [0, 0], messages
+    expected = tallies()
+    for process in range(2):
+        found = read_arrays(tmp_path / f"{process}.npz")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            if not name.endswith("executed"):  # three devices drain otherwise than two
+                np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert expected["1.num_samples"] == 41
+    assert 0 < expected["1.num_detected"][0] < 41
+    assert len(expected["1.hits"]) > 0
+    assert {path.name for path in tmp_path.glob("*.npz")} >= {"search-process1.npz", "count-process1.npz"}
+
+
+def test_a_process_that_fails_ends_the_others():
+    statuses, messages = end(start(FAILS, "", (1, 1)))
+    assert statuses == [1, 1]
+    assert "told to fail" in messages[1]
+    assert "OtherStopped: process 1 has ended" in messages[0]
+
+
+def test_one_process_gathers_itself():
+    arrays = {"a": np.arange(3)}
+    assert gather(arrays) == [arrays]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("", None, None), "--coordinator: got ''"),
+        (("somewhere", 2, 0), "--coordinator: got 'somewhere', expected HOST:PORT or auto"),
+        (("127.0.0.1:1", None, 0), "--num_processes, --process_id: got None, 0"),
+        (("127.0.0.1:1", 2, 2), "--num_processes, --process_id: got 2, 2"),
+        (("127.0.0.1:1", 2, -1), "--num_processes, --process_id"),
+        (("auto", None, None), "--coordinator: got .*fix: give --coordinator=HOST:PORT"),
+    ],
+)
+def test_bad_connections_are_refused(given, message):
+    with pytest.raises(RequestError, match=message):
+        connect(*given)
+
+
+def test_two_processes_share_the_chains_of_a_run(smoke, environment, tmp_path):
+    """Of a finished run the counts are made again by two; all is as it was but what idle slots cost."""
+    workdir = tmp_path / "run"
+    shutil.copytree(smoke[0], workdir)
+    for name in ("count.json", "search.json", "samples/count.npz"):
+        (workdir / name).unlink()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        flags = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", "--num_processes=2", f"--workdir={workdir}"]
+    processes = [
+        subprocess.Popen(
+            command(*flags, f"--process_id={i}"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    statuses, messages = end(processes)
+    assert statuses == [0, 0], messages
+    assert "score: done already" in messages[0]
+    assert "count, process 1: " in messages[1]
+    assert "VERDICT" not in messages[1]
+    for name in ("count.json", "search.json"):
+        found, expected = (json.loads((directory / name).read_text()) for directory in (workdir, smoke[0]))
+        for content in (found, expected, found.get("oracle", {}), expected.get("oracle", {})):
+            content.pop("executed", None)
+            content.pop("digest", None)
+        assert found == expected
+    assert not list((workdir / "partial").glob("*"))
