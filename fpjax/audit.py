@@ -531,7 +531,7 @@ def _at_thresholds(
             stats.leak_p(detected[i], count["num_samples"], false[i], images, beta=beta),
             _rate(int(seen[i]), count["sensitivity_chains"], c),
             # Of the curve's chains alone, where there are such, as for the threshold in use.
-            stats.t_prime(times, pooled(returned[:, i] * (phase == phase.max()))),
+            stats.t_prime(times, pooled(returned[:, i] * (phase >= min(CURVE, phase.max())))),
             stats.t50(times, hits, pooled(num_chains)),
             float(low),
             float(high),

@@ -154,7 +154,7 @@ def test_t_prime_alpha_is_of_fresh_chains_where_there_are_some():
     """Chains that chose where to look again move t' and t50, but not the test over levels."""
     contents = results(member_curve=(8, 8, 8, 8))
     more = {"target": [0] * 4, "phase": [1, 1, 2, 2], "level": [5, 18, 6, 10], "num_chains": [16] * 4}
-    hits = {"num_detected": [16, 2, 16, 0], "num_identity": [16] * 4}
+    hits = {"num_detected": [16, 2, 16, 0], "num_identity": [16] * 4, "num_detected_at": [[16, 0]] * 4}
     search = contents["search"]
     for name, values in (more | hits).items():
         search[name] = [*search[name], *values]
