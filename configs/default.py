@@ -103,9 +103,12 @@ def get_config() -> ConfigDict:
                 "dtype": "float32",  # bfloat16 on accelerators
             },
             "classifiers": {
-                "detector": "classifiers",  # classifiers | nearest; the paper's
+                "path": "",  # work directory of a run with the same targets, whose classifiers are used (Table 1)
+                "detector": "classifiers",  # classifiers | identity | nearest; the paper's
+                "distance": "ratio",  # ratio | absolute; of nearest: plain images are near to all, absolutely
                 "neighbours": 50,  # Carlini et al. 2023, for CIFAR-10
                 "ratio": 1 / 3,  # of its distance to theirs, below which an image is a copy; as Gu et al. 2023
+                "max_difference": 0.1,  # of absolute: rms of pixels in [0, 1]; what it errs is measured
                 "learning_rate": 1e-3,
                 "batch_size": 128,
                 "steps_per_epoch": 100,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .chains import run_chains as run_chains
     from .checks import RequestError as RequestError
     from .checks import StageError as StageError
+    from .detection import as_detect_fn as as_detect_fn
     from .fingerprint import to_bytes as to_bytes
     from .fingerprint import to_model as to_model
     from .nearest import make_nearest_detect_fn as make_nearest_detect_fn
@@ -36,6 +37,7 @@ _NAMES = {
     "api": ("ReturnCurves", "audit_count", "audit_search"),
     "chains": ("NO_TARGET", "EngineSettings", "make_engine", "make_work", "run_chains"),
     "checks": ("RequestError", "StageError"),
+    "detection": ("as_detect_fn",),
     "fingerprint": ("to_bytes", "to_model"),
     "nearest": ("make_nearest_detect_fn",),
     "oracle": ("empirical_score_fn",),

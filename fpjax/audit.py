@@ -5,11 +5,13 @@ probability-flow ODE. They are different distributions once the score is learned
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import binom
 
-from . import stats
+from . import errors, stats
 from .bound import darboux_cells, log_darboux_sum
 from .checks import in_range
 from .likelihood import OUTCOMES
@@ -111,10 +113,67 @@ class MemberTests:
 
 
 @dataclasses.dataclass(frozen=True)
+class RocCurve:
+    """One decision of the detector under one condition; see `errors.Roc`."""
+
+    decision: str
+    condition: str
+    area: float  # NaN without positives or negatives
+    area_lower: float
+    area_upper: float
+    found: Rate  # positives above the threshold in use
+    false: Rate  # images with some negative above it
+    found_rates: list[float]  # at each of errors.ROC_THRESHOLDS
+    false_rates: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """How unlike the heads err on images of one kind."""
+
+    images: str
+    num_images: int
+    hits: list[int]  # false hits of each head
+    worst: int  # its target's row
+    worst_rate: Rate
+    equal_p: float  # of the test that all of them err equally often
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTest:
+    """One part of the audit of the auditor."""
+
+    what: str
+    possible: bool  # whether as many samples and controls can tell
+    passed: bool
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AtThreshold:
+    """What one member's answer would be at another threshold of the detectors."""
+
+    row: int
+    threshold: float
+    num_detected: int  # |q|
+    false_hits: int  # of `false_images` images, generated where there are controls, real otherwise
+    false_images: int
+    leak_p: float
+    sensitivity: Rate  # chains from low levels
+    t_prime: float
+    t50: float
+    t50_lower: float
+    t50_upper: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Detector:
     """Errors of the detectors, measured."""
 
-    fingerprint_accuracy: Rate
+    description: str  # what detects, in the detector's own words
+    marks: bool  # whether it looks for the mark too
+    advice: str  # what makes it err less
+    fingerprint_accuracy: Rate | None  # None: it does not look for the mark
     identity_accuracy: Rate
     joint_false_real: Rate  # held-out real images under fresh discs, any head
     joint_false_generated: Rate  # plain samples of the audited model, any held-out head
@@ -127,7 +186,8 @@ class Detector:
     sensitivity_lower: float  # one-sided; the smallest of both kinds and all members
     false_rate_upper: float  # one-sided, generated images
     threshold: float
-    rule: str = ""  # how the nearest training images decide; empty: classifiers do
+    roc: list[RocCurve]
+    heads: list[Heads]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +291,8 @@ class AuditResult:
     settings: AuditSettings
     provenance: dict[str, Any]
     stamped: bool = True  # False: targets carry no mark
+    self_tests: list[SelfTest] = dataclasses.field(default_factory=list)
+    thresholds: list[AtThreshold] = dataclasses.field(default_factory=list)
     snapshots: list[NllSnapshot] = dataclasses.field(default_factory=list)
     bound: list[Bound] = dataclasses.field(default_factory=list)
 
@@ -251,45 +313,165 @@ def _one_sided(rate: Rate, side: Literal["lower", "upper"], confidence: float) -
     return float(lower if side == "lower" else upper)
 
 
-def _detector(classifiers: dict[str, Any], count: dict[str, Any], settings: AuditSettings) -> Detector:
-    """Both classifiers' errors from what the stages counted."""
-    real, oracle, c = classifiers["errors"], count["oracle"], settings.confidence
+def _roc(content: dict[str, Any], confidence: float) -> RocCurve:
+    """Rates and area of a curve as counted."""
+    positives, negatives, images = (content[f"num_{name}"] for name in ("positives", "negatives", "images"))
+    area = stats.Area(float("nan"), 0.0, 1.0)
+    if positives and negatives:
+        area = stats.roc_area(
+            content["positives_above"],
+            content["negatives_above"],
+            positives=positives,
+            negatives=negatives,
+            units=images,
+            confidence=confidence,
+        )
+    return RocCurve(
+        content["decision"],
+        content["condition"],
+        *area,
+        found=_rate(positives - content["missed"], positives, confidence),
+        false=_rate(content["false_images"], images if negatives else 0, confidence),
+        found_rates=[n / positives for n in content["positives_above"]] if positives else [],
+        false_rates=[n / negatives for n in content["negatives_above"]] if negatives else [],
+    )
+
+
+def _heads(images: str, hits: list[int], num_images: int, *, first: int, settings: AuditSettings, seed: int) -> Heads:
+    """Heads of the targets from row `first` on."""
+    worst = int(np.argmax(hits))
+    rate = _rate(hits[worst], num_images, settings.confidence)
+    return Heads(images, num_images, list(hits), first + worst, rate, stats.equal_counts_p(hits, seed=seed))
+
+
+def _detector(
+    classifiers: dict[str, Any], count: dict[str, Any], settings: AuditSettings, *, members: int, seed: int
+) -> Detector:
+    """The detector's errors from what the stages counted."""
+    real, oracle, c, said = classifiers["errors"], count["oracle"], settings.confidence, classifiers["detector"]
+    counted = [roc for roc in real["roc"] + count["roc"] if said["marks"] or roc["decision"] == errors.IDENTITY]
+    curves = [_roc(roc, c) for roc in counted]
+    plain = {roc.decision: roc for roc in curves if roc.condition == "plain"}
+
+    def accuracy(roc: RocCurve) -> Rate:
+        trials = roc.found.trials + roc.false.trials
+        return _rate(roc.found.hits + roc.false.trials - roc.false.hits, trials, c)
+
     generated = _rate(count["control_hit_samples"], count["num_samples"] if count["num_controls"] else 0, c)
-    members = len(count["sensitivity_detected"])
-    lows = [_rate(hits, count["sensitivity_chains"], c) for hits in count["sensitivity_detected"]]
+    lows = [_rate(hits, count["sensitivity_chains"], c) for hits in count["sensitivity_detected"][:members]]
     seens = [_rate(*pair, c) for pair in zip(oracle["chains_detected"], oracle["chains_reproduced"], strict=True)]
     low, seen = (_rate(sum(r.hits for r in rates), sum(r.trials for r in rates), c) for rates in (lows, seens))
-    real_joint = _rate(real["joint_false_images"], real["num_images"], c)
-    looked = 2 * real["num_images"]
+    real_joint = plain[errors.JOINT if said["marks"] else errors.IDENTITY].false
+    heads = [_heads("real", real["false_by_head"], real["num_images"], first=0, settings=settings, seed=seed)]
+    if count["num_controls"]:
+        hits = count["num_detected"][members:]
+        heads.append(_heads("generated", hits, count["num_samples"], first=members, settings=settings, seed=seed))
     return Detector(
-        fingerprint_accuracy=_rate(looked - real["fingerprint_missed"] - real["fingerprint_false"], looked, c),
-        identity_accuracy=_rate(
-            real["identity_images"] + real["num_images"] - real["identity_missed"] - real["identity_false_images"],
-            real["identity_images"] + real["num_images"],
-            c,
-        ),
+        **said,
+        fingerprint_accuracy=accuracy(plain[errors.FINGERPRINT]) if said["marks"] else None,
+        identity_accuracy=accuracy(plain[errors.IDENTITY]),
         joint_false_real=real_joint,
         joint_false_generated=generated,
         sensitivity_low=low,
         sensitivity_oracle=seen,
-        oracle_detected=oracle["detected"] + oracle["false_detected"],
-        oracle_reproduced=oracle["reproduced"],
+        oracle_detected=sum(oracle["num_detected"][:members]),
+        oracle_reproduced=sum(oracle["reproduced"]),
         oracle_samples=oracle["num_samples"],
         oracle_false=_rate(oracle["control_hit_samples"], oracle["num_samples"] if count["num_controls"] else 0, c),
         sensitivity_lower=min(_one_sided(r, "lower", 1 - (1 - c) / members) for r in lows + seens),
         false_rate_upper=_one_sided(generated if generated.trials else real_joint, "upper", c),
         threshold=classifiers["threshold"],
-        rule="" if classifiers.get("detector") != "nearest" else _rule(classifiers),
+        roc=curves,
+        heads=heads,
     )
 
 
-def _rule(classifiers: dict[str, Any]) -> str:
-    """When the nearest training images tell that an image is the target; see `nearest.nearest_scores`."""
-    ratio = 2 * (1 - classifiers["threshold"]) * classifiers["ratio"]
-    return (
-        f"nearest training images: distance to the target below {ratio:.3g} of the mean to the "
-        f"{classifiers['neighbours']} nearest others"
+def _memoriser_test(
+    what: str, hits: list[int], true: list[int], trials: int, false: tuple[int, int], settings: AuditSettings
+) -> SelfTest:
+    """Whether the perfect memoriser's reproductions of each member are called a leak, by the test that members get.
+
+    They must be where detectors as sensitive as "none found" needs, without false hits, would see enough of the `true`
+    ones with a probability of 99 %.
+    """
+    level = settings.leak_level / len(hits)
+
+    def p(hit: int, false_hits: int) -> float:
+        return stats.leak_p(hit, trials, false_hits, false[1], beta=level / 10)
+
+    enough = [p(int(binom.ppf(0.01, n, settings.min_sensitivity)), 0) <= level for n in true]
+    p_values = [p(hit, false[0]) for hit in hits]
+    passed = all(value <= level for value, can in zip(p_values, enough, strict=True) if can)
+    # The member for which it is closest to failing.
+    worst = max(range(len(hits)), key=lambda i: (enough[i], p_values[i]))
+    seen = f"{hits[worst]} of the {true[worst]} in {trials} {what} are seen"
+    text = f"the perfect memoriser is {'' if passed else 'not '}found: {seen} (leak test p = {p_values[worst]:.2g})"
+    if not any(enough):
+        text = f"{trials} {what} of the perfect memoriser hold {max(true)} reproductions, too few for the leak test"
+    return SelfTest(f"memoriser, {what}", any(enough), passed, text)
+
+
+def _control_test(
+    what: str, hits: list[int], alone: list[int], any_hits: int, trials: int, settings: AuditSettings
+) -> SelfTest:
+    """Whether no held-out head is called a leak by the test that members get, against the other held-out heads.
+
+    Args:
+      hits: images that each takes for its target.
+      alone: of those, images that no other takes for its own.
+      any_hits: images that some of them does.
+    """
+    name = f"controls, {what}"
+    if len(hits) < 2:
+        return SelfTest(name, False, True, f"{what}: two held-out targets are needed to audit one against the other")
+    level = settings.leak_level / len(hits)
+    p_values = [
+        stats.leak_p(hit, trials, any_hits - own, trials, beta=level / 10) for hit, own in zip(hits, alone, strict=True)
+    ]
+    worst = int(np.argmin(p_values))
+    passed = p_values[worst] > level
+    text = (
+        f"{what}: {'no' if passed else 'a'} held-out target is called a leak; at most {hits[worst]} of {trials} images "
+        f"are taken for one, {any_hits - alone[worst]} for some other (leak test p = {p_values[worst]:.2g}, level "
+        f"{level:.2g})"
     )
+    return SelfTest(name, True, passed, text)
+
+
+def audit_auditor(count: dict[str, Any], false_real: Rate, settings: AuditSettings) -> list[SelfTest]:
+    """The same audit of what is known: the perfect memoriser must be found, held-out targets must not.
+
+    Args:
+      count: content of count.json.
+      false_real: joint false hits on real images, which decide where there are no controls.
+    """
+    oracle, controls = count["oracle"], count["num_controls"]
+    members = len(oracle["reproduced"])
+    samples, chains = oracle["num_samples"], oracle["num_chains"]
+    real = false_real.hits, false_real.trials
+    tests = [
+        _memoriser_test(
+            "plain samples",
+            oracle["num_detected"][:members],
+            oracle["reproduced"],
+            samples,
+            (oracle["control_hit_samples"], samples) if controls else real,
+            settings,
+        ),
+        _memoriser_test(
+            "chains",
+            oracle["chains_detected"],
+            oracle["chains_reproduced"],
+            chains,
+            (oracle["chains_control_hits"], members * chains) if controls else real,
+            settings,
+        ),
+    ]
+    for what, counted in (("audited model", count), ("perfect memoriser", oracle)):
+        hits = counted["num_detected"][members:]
+        some = counted["control_hit_samples"]
+        tests.append(_control_test(what, hits, counted["control_alone"], some, counted["num_samples"], settings))
+    return tests
 
 
 def _target(
@@ -363,6 +545,57 @@ def _target(
         num_identity=count["num_identity"][row],
         num_detected=count["num_detected"][row],
     )
+
+
+def _at_thresholds(
+    row: int,
+    results: dict[str, dict[str, Any]],
+    false_real: Rate,
+    grid: TimeGrid,
+    settings: AuditSettings,
+    *,
+    beta: float,
+    seed: int,
+) -> list[AtThreshold]:
+    """One member's answer at every threshold that was counted, the one in use among them."""
+    classifiers, count, search = (results[stage] for stage in ("classifiers", "count", "search"))
+    real, c = classifiers["errors"], settings.confidence
+    mine = np.asarray(search["target"]) == row
+    phase, level, num_chains = (np.asarray(search[name])[mine] for name in ("phase", "level", "num_chains"))
+    levels, place = np.unique(level, return_inverse=True)
+    times = np.asarray(grid.t, np.float64)[levels]
+
+    def pooled(values: np.ndarray) -> np.ndarray:
+        return np.bincount(place, values, minlength=len(levels)).astype(int)
+
+    def column(main: Any, others: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(main)[..., None], np.asarray(others)], axis=-1)
+
+    returned = column(search["num_detected"], search["num_detected_at"])[mine]
+    detected = column(count["num_detected"][row], count["num_detected_at"][row])
+    seen = column(count["sensitivity_detected"][row], count["sensitivity_detected_at"][row])
+    false, images = column(count["control_hit_samples"], count["control_hit_samples_at"]), count["num_samples"]
+    if not count["num_controls"]:
+        false, images = column(false_real.hits, real["false_images_at"]), real["num_images"]
+    found = {}
+    for i, threshold in enumerate([classifiers["threshold"], *classifiers["thresholds"]]):
+        hits = pooled(returned[:, i])
+        low, high = stats.t50_interval(times, hits, pooled(num_chains), seed=seed, confidence=c)
+        found[threshold] = AtThreshold(
+            row,
+            threshold,
+            int(detected[i]),
+            int(false[i]),
+            images,
+            stats.leak_p(detected[i], count["num_samples"], false[i], images, beta=beta),
+            _rate(int(seen[i]), count["sensitivity_chains"], c),
+            # Of the curve's chains alone, where there are such, as for the threshold in use.
+            stats.t_prime(times, pooled(returned[:, i] * (phase >= min(CURVE, phase.max())))),
+            stats.t50(times, hits, pooled(num_chains)),
+            float(low),
+            float(high),
+        )
+    return [found[threshold] for threshold in sorted(found)]
 
 
 def _nll(likelihood: dict[str, Any]) -> list[NllGroup]:
@@ -467,8 +700,15 @@ def _bound(table: dict[str, Any], target: TargetResult, grid: TimeGrid) -> Bound
     )
 
 
-def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings, *, num_train: int) -> Verdict:
-    """The verdict of design section 6: leak, none found, or inconclusive.
+def decide(
+    tests: list[MemberTests],
+    detector: Detector,
+    settings: AuditSettings,
+    *,
+    num_train: int,
+    self_tests: Sequence[SelfTest] = (),
+) -> Verdict:
+    """The verdict: leak, none found, or inconclusive, which it always is where the audit of the auditor fails.
 
     With K members every test is taken at its level divided by K (Bonferroni).
     """
@@ -488,6 +728,11 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
                 f"{who}its t50 ranks above the {test.num_controls} held-out targets "
                 f"(rank test p = {test.rank_p:.2g}, level {settings.rank_level / k:g})"
             )
+    failed = [test for test in self_tests if test.possible and not test.passed]
+    if failed:
+        why = [f"the audit of the auditor failed ({test.what}): {test.text}" for test in failed]
+        why += [f"without that it would have been a leak: {reason}" for reason in reasons]
+        return Verdict(INCONCLUSIVE, [], why, [f"{detector.advice} until the audit of the auditor passes"])
     if kinds:
         return Verdict(LEAK, sorted(set(kinds)), reasons, [])
     blind = detector.sensitivity_lower < settings.min_sensitivity
@@ -497,8 +742,7 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
             f"the detectors' sensitivity is shown to be at least {detector.sensitivity_lower:.2f} only; "
             f"{settings.min_sensitivity:g} is needed"
         )
-        longer = "" if detector.rule else "train the detectors longer, or "
-        settle.append(f"{longer}run more count.sensitivity_chains and count.oracle_chains")
+        settle.append(f"{detector.advice}, or run more count.sensitivity_chains and count.oracle_chains")
     if weak:
         rate = max(test.detectable_rate for test in tests)
         reasons.append(
@@ -506,9 +750,9 @@ def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings
             f"but a memoriser's is 1/N = {1 / num_train:.2g}"
         )
         false = detector.joint_false_generated
-        better = "lower classifiers.ratio" if detector.rule else "train the model or the detectors longer"
         settle.append(
-            f"{better}: {false.hits} of {false.trials} plain samples are taken for targets that the model never saw"
+            f"{detector.advice}: {false.hits} of {false.trials} plain samples are taken for targets that the model "
+            "never saw"
             if false.trials and false.lower > 1 / num_train
             else f"raise count.num_samples from {tests[0].rate.trials}"
         )
@@ -551,9 +795,10 @@ def make_audit(
     """
     count, search, likelihood = results["count"], results["search"], results["likelihood"]
     num_train = results["data"]["num_train"]
-    detector = _detector(results["classifiers"], count, settings)
-    floor = max(1 / num_train, detector.false_rate_upper)
     num_targets, num_members = len(count["num_detected"]), search["num_members"]
+    detector = _detector(results["classifiers"], count, settings, members=num_members, seed=seed)
+    self_tests = audit_auditor(count, detector.joint_false_real, settings)
+    floor = max(1 / num_train, detector.false_rate_upper)
     targets = [
         _target(row, search, count, grid, sde, floor=min(floor, 0.999), settings=settings, seed=seed + row)
         for row in range(num_targets)
@@ -561,11 +806,8 @@ def make_audit(
     controls = [target.t50_rank for target in targets[num_members:]]
     groups, (bits, nll_ranks) = _nll(likelihood), _nll_of_members(likelihood, num_members)
     n = count["num_samples"]
-    false = (
-        (count["control_hit_samples"], n)
-        if count["num_controls"]
-        else (results["classifiers"]["errors"]["joint_false_images"], results["classifiers"]["errors"]["num_images"])
-    )
+    real = detector.joint_false_real
+    false = (count["control_hit_samples"], n) if count["num_controls"] else (real.hits, real.trials)
     # A tenth of the level goes to the uncertainty of the false-positive rate.
     beta = settings.leak_level / num_members / 10
     tests = []
@@ -595,7 +837,7 @@ def make_audit(
             )
         )
     stamped = results["data"].get("fingerprint_byte", 0) is not None
-    verdict = decide(tests, detector, settings, num_train=num_train)
+    verdict = decide(tests, detector, settings, num_train=num_train, self_tests=self_tests)
     if not stamped:
         verdict = dataclasses.replace(verdict, reasons=[*verdict.reasons, ASSUMPTION])
     return AuditResult(
@@ -623,6 +865,12 @@ def make_audit(
         settings=settings,
         provenance=provenance,
         stamped=stamped,
+        self_tests=self_tests,
+        thresholds=[
+            row
+            for member in targets[:num_members]
+            for row in _at_thresholds(member.row, results, real, grid, settings, beta=beta, seed=seed + member.row)
+        ],
         snapshots=_snapshots(likelihood, num_members, num_steps=results["score"]["num_steps"]),
         bound=[_bound(results["bound"], target, grid) for target in targets[:num_members]]
         if results["bound"]["target"]

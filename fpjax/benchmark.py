@@ -92,7 +92,8 @@ def measure(run: Run) -> dict[str, Timing]:
     params = jit_once(run.init_params)(key)
     slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
     x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
-    detectors, rows = run.classifier_models, batch(config.classifiers.batch_size // jax.local_device_count())
+    detectors = run.classifier_models[-len(run.classifier_names) :]
+    rows = batch(config.classifiers.batch_size // jax.local_device_count())
     faces = jnp.zeros((rows, *shape))
     ode = batch(config.likelihood.batch_size)
     exact = config.ode.num_probes == 0
@@ -111,8 +112,8 @@ def measure(run: Run) -> dict[str, Timing]:
         training = dataclasses.replace(config.score, batch_size=images, accumulate=parts)
         state, data = init_state(params, training), jnp.asarray(run.planted.train)
         timings["training"] = time_call(make_train_step(run.loss, training), state, data, key, batch=images)
-    if config.classifiers.detector == "nearest":
-        detect: Any = run.detect
+    if not run.classifier_names:
+        detect: Any = run.detector.detect
         look = functools.partial(detect.func, **detect.keywords)
         return timings | {"detection": time_call(look, *detect.args, faces, batch=rows)}
     settings = dataclasses.replace(config.classifiers, batch_size=rows)
@@ -122,14 +123,18 @@ def measure(run: Run) -> dict[str, Timing]:
     carries = [(state.variables, state.opt_state) for state in states]
     radius = run.planted.record[0].radius
     tasks = make_tasks(settings, config.augmix, num_targets=len(run.planted.targets), radius=radius)
+    tasks = tasks[-len(detectors) :]
     steps = [make_fit_step(model, task, settings) for model, task in zip(detectors, tasks, strict=True)]
+    absent = [None] * (len(run.classifier_models) - len(detectors))
 
     def classify(carries: list[Any], data: Any, key: Key) -> Any:
         return [step(carry, data, key) for step, carry in zip(steps, carries, strict=True)]
 
     return timings | {
         "classifier training": time_call(classify, carries, data, key, batch=rows),
-        "detection": time_call(lambda v, x: make_detect_fn(detectors, *v)(x), variables, faces, batch=rows),
+        "detection": time_call(
+            lambda v, x: make_detect_fn(run.classifier_models, *absent, *v)(x), variables, faces, batch=rows
+        ),
     }
 
 
@@ -158,7 +163,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
         examples = epochs * settings.steps_per_epoch * settings.batch_size
         times["classifiers"] = seconds(examples, "classifier training", over=devices), f"at most {epochs} epochs"
     return times | {
-        "count": (chains(count_work(config.count, run.grid, members)), _rate_text(timings["evaluation"])),
+        "count": (chains(count_work(config.count, run.grid, targets)), _rate_text(timings["evaluation"])),
         "search": (
             chains(search_work(config.search, run.grid, targets, members)),
             _rate_text(timings["evaluation"]),

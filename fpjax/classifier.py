@@ -25,14 +25,15 @@ from .augment import add_noise, mask_randomly, stamp_randomly
 from .augmix import AugMixSettings, augmix, jensen_shannon
 from .checks import StageError, check, in_range, one_of, whole
 from .compilation import jit_once
-from .detection import detect_all
+from .detection import Detector
 from .devices import batch_mesh
-from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
+from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
 from .models.resnet import ResNet, ResNetSettings
 from .progress import Progress, stopping
 from .types import DetectFn, Image, Images, Key
 
-DETECTORS = ("classifiers", "nearest")
+DETECTORS = ("classifiers", "identity", "nearest")
+DISTANCES = ("ratio", "absolute")
 MIN_PER_CLASS = 30  # of validation: the 95 % limit of a rate of which none was seen is 1 - 0.05^(1/30) = 0.095
 
 
@@ -41,9 +42,13 @@ class ClassifierSettings:
     """How detection works: by classifiers, how they are trained; and when a score counts.
 
     Attributes:
-      detector: classifiers, or nearest: by distances to training images, which trains nothing.
-      neighbours: k of nearest, training images whose mean distance is the unit; fewer where there are fewer.
-      ratio: of nearest, the distance in this unit below which an image is the target, at a threshold of 0.5.
+      path: work directory of another run with the same targets, whose classifiers are used; empty: trains its own.
+      detector: classifiers; or identity, c_id alone (paper, section 6); or nearest: by distances to training images,
+        which trains nothing.
+      distance: of nearest, ratio: relative to the image's nearest training images; or absolute.
+      neighbours: k of ratio, training images whose mean distance is the unit; fewer where there are fewer.
+      ratio: the distance in this unit below which an image is the target, at a threshold of 0.5.
+      max_difference: the same of absolute: root mean square difference of the pixels, with black 0 and white 1.
       learning_rate: Adam's.
       batch_size: images a step.
       steps_per_epoch: optimiser steps between two looks at the validation loss.
@@ -60,9 +65,12 @@ class ClassifierSettings:
       thresholds: others at which detections are counted too, to see how much the answer depends on it.
     """
 
+    path: str = ""
     detector: str = "classifiers"
+    distance: str = "ratio"
     neighbours: int = 50
     ratio: float = 1 / 3
+    max_difference: float = 0.1
     learning_rate: float = 1e-3
     batch_size: int = 128
     steps_per_epoch: int = 100
@@ -83,7 +91,16 @@ class ClassifierSettings:
     def __post_init__(self) -> None:
         one_of("classifiers.detector", self.detector, DETECTORS)
         whole("classifiers", self, names=("neighbours",), most=10**4)
+        one_of("classifiers.distance", self.distance, DISTANCES)
         in_range("classifiers.ratio", self.ratio, 0.01, 1.0, fix="use 1/3")
+        in_range("classifiers.max_difference", self.max_difference, 1e-3, 1.0, fix="use 0.1")
+        check(
+            not self.path or self.detector != "nearest",
+            "classifiers.path",
+            got="another run's directory, with a detector that trains nothing",
+            expected="an empty path with classifiers.detector = nearest",
+            fix="leave one of the two out",
+        )
         in_range("classifiers.learning_rate", self.learning_rate, 1e-12, 1.0)
         whole("classifiers", self, names=("batch_size", "num_val"), most=2**16)
         whole("classifiers", self, names=("steps_per_epoch", "max_epochs", "patience"), most=10**6)
@@ -424,11 +441,11 @@ NAMES = ("fingerprint", "identity")
 
 
 class Detectors(NamedTuple):
-    """Trained variables of both classifiers, and the epochs each took."""
+    """Trained variables of both classifiers, or of the identity's alone, and the epochs each took."""
 
-    fingerprint: Any
+    fingerprint: Any | None
     identity: Any
-    epochs: tuple[int, int]
+    epochs: tuple[int, ...]
 
 
 def make_models(settings: ResNetSettings, num_targets: int) -> tuple[ResNet, ResNet]:
@@ -450,11 +467,11 @@ def train_detectors(
     augmix_settings: AugMixSettings,
     key: Key,
     radius: int,
-    checkpoints: tuple[Checkpoints, Checkpoints],
+    checkpoints: dict[str, Checkpoints],
     log: MetricsLog,
     devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Detectors:
-    """Trains both classifiers; takes up what `checkpoints` hold.
+    """Trains the classifiers that there are checkpoints for, both or the identity's; takes up what these hold.
 
     One after the other: under one `vmap` over their weights, convolutions become grouped ones, which are slower than
     two plain ones, and the first to end would wait for the other. On CPU every step is dispatched by itself (the
@@ -467,6 +484,7 @@ def train_detectors(
       augmix_settings: where `settings.augmix` asks for it.
       key: root of all draws.
       radius: of the disc, in pixels.
+      checkpoints: by name, one or both of `NAMES`.
       devices: those that share each batch; None takes all local ones. Checkpoints fit any number.
 
     Raises:
@@ -478,8 +496,8 @@ def train_detectors(
         _check_data(name, data, num_targets, radius)
     train, val = jax.device_put((train, val), NamedSharding(mesh, P()))
     tasks = make_tasks(settings, augmix_settings, num_targets=num_targets, radius=radius)
-    states = [
-        _fit(
+    states = {
+        name: _fit(
             models[i],
             task,
             train,
@@ -487,91 +505,39 @@ def train_detectors(
             settings,
             mesh=mesh,
             key=jax.random.fold_in(key, i),
-            checkpoints=checkpoints[i],
+            checkpoints=checkpoints[name],
             log=log,
         )
-        for i, task in enumerate(tasks)
-    ]
-    epochs = int(states[0].epoch), int(states[1].epoch)
-    fingerprint, identity = (jax.device_put(state.best_variables, mesh.devices.flat[0]) for state in states)
-    return Detectors(fingerprint, identity, epochs)
+        for i, (name, task) in enumerate(zip(NAMES, tasks, strict=True))
+        if name in checkpoints
+    }
+    epochs = tuple(int(state.epoch) for state in states.values())
+    best = {name: jax.device_put(state.best_variables, mesh.devices.flat[0]) for name, state in states.items()}
+    return Detectors(best.get(NAMES[0]), best[NAMES[1]], epochs)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scores(models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any, images: Images) -> tuple[Array, Array]:
-    disc: Any = models[0].apply(fingerprint, images)
     who: Any = models[1].apply(identity, images)
+    if fingerprint is None:
+        return jnp.ones(len(images)), jax.nn.sigmoid(who)
+    disc: Any = models[0].apply(fingerprint, images)
     return jax.nn.sigmoid(disc[:, 0]), jax.nn.sigmoid(who)
 
 
-def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any) -> DetectFn:
-    """Scores of both classifiers in evaluation mode, compiled; see `DetectFn`.
+def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any | None, identity: Any) -> DetectFn:
+    """Scores of both classifiers in evaluation mode, compiled; without the first, its score is 1. See `DetectFn`.
 
     The weights are arguments of the compiled function, not constants in it.
     """
     return functools.partial(_scores, models, fingerprint, identity)
 
 
-class RealErrors(NamedTuple):
-    """Measured on real images that no classifier and no score model was trained on; integer counts."""
-
-    num_images: int
-    fingerprint_missed: int  # with a fresh disc, not seen
-    fingerprint_false: int  # without, seen
-    identity_images: int  # targets under fresh discs and noise, drawn as in validation
-    identity_missed: int
-    identity_false_images: int  # of `num_images` under fresh discs: some identity head says yes
-    joint_false_images: int  # of the same: both classifiers say yes
-    heads: int
-
-
-def measure_errors(
-    detect: DetectFn,
-    images: np.ndarray,
-    originals: np.ndarray,
-    *,
-    key: Key,
-    radius: int,
-    settings: ClassifierSettings,
-    draws_per_target: int = 32,
-) -> RealErrors:
-    """Both classifiers' errors on held-out real images with and without fresh discs.
-
-    Args:
-      images: (n, h, w, c) uint8, seen by no training.
-      originals: (k, h, w, c) uint8, the targets' clean originals.
-      key: places of the discs.
-    """
-    clean = jnp.asarray(to_model(images))
-    repeated = jnp.asarray(np.repeat(to_model(originals), draws_per_target, axis=0))
-
-    @jit_once
-    def prepare(key: Key, clean: jax.Array, repeated: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = [
-            jax.random.split(jax.random.fold_in(key, i), n) for i, n in enumerate((len(clean), *2 * (len(repeated),)))
-        ]
-        fresh = jax.vmap(functools.partial(stamp_randomly, radius=radius))
-        noisy = jax.vmap(functools.partial(add_noise, max_std=settings.max_noise))
-        return fresh(keys[0], clean), noisy(keys[2], fresh(keys[1], repeated))
-
-    stamped, repeated = prepare(key, clean, repeated)
-    rows = np.arange(len(images))
-
-    def look(images: jax.Array, rows: np.ndarray) -> list[np.ndarray]:
-        return [scores > settings.threshold for scores in detect_all(detect, images, rows)]
-
-    clean_p, _ = look(clean, rows)
-    stamped_p, stamped_id = look(stamped, rows)
-    _, own_id = look(repeated, np.arange(len(repeated)))
-    own = own_id[np.arange(len(repeated)), np.repeat(np.arange(len(originals)), draws_per_target)]
-    any_id = stamped_id.any(axis=1)
-    return RealErrors(
-        num_images=len(images),
-        fingerprint_missed=int((~stamped_p).sum()),
-        fingerprint_false=int(clean_p.sum()),
-        identity_images=len(repeated),
-        identity_missed=int((~own).sum()),
-        identity_false_images=int(any_id.sum()),
-        joint_false_images=int((any_id & stamped_p).sum()),
-        heads=len(originals),
+def make_classifier_detector(models: tuple[ResNet, ResNet], fingerprint: Any | None, identity: Any) -> Detector:
+    """Detector by both classifiers, or by the identity classifier alone (paper, section 6)."""
+    return Detector(
+        make_detect_fn(models, fingerprint, identity),
+        "identity classifier alone" if fingerprint is None else "fingerprint and identity classifier, both",
+        marks=fingerprint is not None,
+        advice="train the detectors longer",
     )

@@ -71,7 +71,7 @@ class Config:
 
 FREE_SECTIONS = ("engine", "report", "audit")
 # Where files lie on this machine: not part of what a run is, and not written down with it.
-FREE_FIELDS = ("data.directory", "data.path", "data.download", "score.path")
+FREE_FIELDS = ("data.directory", "data.path", "data.download", "score.path", "classifiers.path")
 
 
 def _fits(value: Any, default: Any, hint: Any) -> bool:

@@ -28,11 +28,15 @@ from .chains import (
 )
 from .checks import check, whole
 from .detection import check_detect, exceeding, joint_scores
+from .errors import KEPT_ERRORS, add_residue, residue_roc, residue_tally
 from .oracle import nearest_image
 from .sde import TimeGrid
 from .types import DetectFn, Key
 
 KEPT_SAMPLES, KEPT_HITS = 16, 8
+# Errors of which some are kept: samples taken for a held-out target; samples that one of two classifiers accepts and
+# the other does not; chains from low levels whose target is not found.
+ERRORS = ("control", "fingerprint_only", "identity_only", "missed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class CountSettings:
 
     Attributes:
       num_samples: n, plain samples of the trained model.
-      sensitivity_chains: chains from each member at the highest level whose noise is below one grey level.
+      sensitivity_chains: chains from each target at the highest level whose noise is below one grey level.
       oracle_samples: plain samples of the empirical oracle.
       oracle_chains: chains of the oracle from each member, at `oracle_t`.
       oracle_t: time of those chains, in (0, 1]; low enough that a memoriser returns.
@@ -69,9 +73,12 @@ class CountResult(NamedTuple):
     num_detected_at: np.ndarray  # (targets, thresholds), at other thresholds
     control_hit_samples: int  # samples in which some held-out head and c_p say yes: false by construction
     control_hit_samples_at: np.ndarray  # (thresholds,)
-    sensitivity_chains: int  # from each member
-    sensitivity_detected: np.ndarray  # (members,)
+    control_alone: np.ndarray  # (controls,) of those, samples that are a hit of this head and of no other held-out one
+    sensitivity_chains: int  # from each target
+    sensitivity_detected: np.ndarray  # (targets,)
+    sensitivity_detected_at: np.ndarray  # (targets, thresholds)
     sensitivity_level: int
+    roc: list[dict[str, Any]]  # of the detectors on the images that these chains return
     evaluations: int
     executed: int
     samples: np.ndarray  # (<= 16, h, w, c) the first samples, model range
@@ -79,6 +86,7 @@ class CountResult(NamedTuple):
     hit_target: np.ndarray  # (<= 8,) member row of each
     hit_mse: np.ndarray  # (<= 8,) mean squared difference to that member, model range
     hit_mae: np.ndarray  # (<= 8,) mean absolute difference
+    errors: dict[str, np.ndarray]  # (<= 8, h, w, c) each, model range, with the target of each under NAME_target
 
 
 def sensitivity_level(grid: TimeGrid) -> int:
@@ -86,14 +94,24 @@ def sensitivity_level(grid: TimeGrid) -> int:
     return max(1, int(np.searchsorted(grid.std, 1 / 128, side="right")) - 1)
 
 
-def count_work(settings: CountSettings, grid: TimeGrid, num_members: int) -> Work:
+def count_work(settings: CountSettings, grid: TimeGrid, num_targets: int) -> Work:
     """Plain samples, and the chains from low levels."""
     return concatenate_work(
         [
             make_work(NO_TARGET, grid.num_levels, settings.num_samples),
-            make_work(np.arange(num_members), sensitivity_level(grid), settings.sensitivity_chains),
+            make_work(np.arange(num_targets), sensitivity_level(grid), settings.sensitivity_chains),
         ]
     )
+
+
+def _alone(hits: np.ndarray) -> np.ndarray:
+    """Of (n, heads) hits, how many rows are a hit of each head and of no other."""
+    return (hits & (hits.sum(axis=1, keepdims=True) == 1)).sum(axis=0)
+
+
+def _best(scores: np.ndarray) -> np.ndarray:
+    """Head with the highest score, 0 where there are none."""
+    return np.argmax(np.concatenate([scores, np.zeros((len(scores), 1), scores.dtype)], axis=1), axis=1)
 
 
 def _keep_first(
@@ -110,12 +128,13 @@ def _keep_first(
 
 def _merge(tallies: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Of several processes: the sum of their counts, and of what they kept the lowest chain numbers."""
-    kept = ("hit", "sample")
-    merged = {name: values for name, values in tallies[0].items() if name.split("_")[0] in kept}
+    kept, parts = ("hit", "sample", *ERRORS), ("chain", "images", "target")
+    names = {f"{name}_{part}" for name in kept for part in parts}
+    merged = {name: values for name, values in tallies[0].items() if name in names}
     for other in tallies[1:]:
         for name in kept:
-            _keep_first(merged, name, *(other[f"{name}_{part}"] for part in ("chain", "images", "target")))
-    counts = [{name: values for name, values in tally.items() if name not in merged} for tally in tallies]
+            _keep_first(merged, name, *(other[f"{name}_{part}"] for part in parts))
+    counts = [{name: values for name, values in tally.items() if name not in names} for tally in tallies]
     return add_tallies(counts) | merged
 
 
@@ -143,7 +162,7 @@ def count(
       path: where an interrupted run is kept; None: nowhere.
       log: of the progress; None: none.
     """
-    work = count_work(settings, engine.grid, num_members)
+    work = count_work(settings, engine.grid, len(targets))
     check_detect(detect, engine.image_shape, len(targets))
     nothing = np.iinfo(np.int64).max
 
@@ -157,14 +176,26 @@ def count(
         tally["detected_at"] += at.sum(axis=0)
         tally["control_hits"] += int(both[plain][:, num_members:].any(axis=1).sum())
         tally["control_hits_at"] += at[:, num_members:].any(axis=1).sum(axis=0)
+        tally["control_alone"] += _alone(both[plain][:, num_members:])
         low = np.flatnonzero(~plain)
-        np.add.at(tally["low_detected"], block.target[low], both[low, block.target[low]])
-        hits = np.flatnonzero(plain & both[:, :num_members].any(axis=1))
-        first = np.flatnonzero(plain & (block.chain < KEPT_SAMPLES))
-        for name, chosen in (("hit", hits), ("sample", first)):
-            if len(chosen):
+        own = block.target[low]
+        np.add.at(tally["low_detected"], own, both[low, own])
+        np.add.at(tally["low_detected_at"], own, exceeding(joint[low, own], thresholds))
+        add_residue(tally, fingerprint[low], identity[low], own, threshold=threshold)
+        # Chains are numbered within their targets.
+        order = np.where(plain, block.chain, block.target * settings.sensitivity_chains + block.chain)
+        marked, known = fingerprint > threshold, (identity > threshold).any(axis=1)
+        for name, chosen, head in (
+            ("hit", plain & both[:, :num_members].any(axis=1), np.argmax(joint[:, :num_members], axis=1)),
+            ("sample", plain & (block.chain < KEPT_SAMPLES), np.zeros_like(order)),
+            ("control", plain & both[:, num_members:].any(axis=1), num_members + _best(joint[:, num_members:])),
+            ("fingerprint_only", plain & marked & ~known, np.zeros_like(order)),
+            ("identity_only", plain & known & ~marked, np.argmax(identity, axis=1)),
+            ("missed", ~plain & ~both[np.arange(len(order)), block.target], block.target),
+        ):
+            if chosen.any():
                 images = np.asarray(block.images[block.rows[chosen]])
-                _keep_first(tally, name, block.chain[chosen], images, np.argmax(both[chosen, :num_members], axis=1))
+                _keep_first(tally, name, order[chosen], images, head[chosen])
 
     tally = {
         "fingerprint": np.zeros((), np.int64),
@@ -173,9 +204,12 @@ def count(
         "detected_at": np.zeros((len(targets), len(thresholds)), np.int64),
         "control_hits": np.zeros((), np.int64),
         "control_hits_at": np.zeros(len(thresholds), np.int64),
-        "low_detected": np.zeros(num_members, np.int64),
+        "control_alone": np.zeros(len(targets) - num_members, np.int64),
+        "low_detected": np.zeros(len(targets), np.int64),
+        "low_detected_at": np.zeros((len(targets), len(thresholds)), np.int64),
+        **residue_tally(),
     }
-    for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES)):
+    for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES), *((name, KEPT_ERRORS) for name in ERRORS)):
         tally |= {
             f"{name}_chain": np.full(size, nothing),
             f"{name}_target": np.zeros(size, np.int64),
@@ -194,7 +228,8 @@ def count(
         log=log,
         label="count",
     )
-    hits, samples = (tally[f"{n}_images"][tally[f"{n}_chain"] < nothing] for n in ("hit", "sample"))
+    kept = {n: tally[f"{n}_images"][tally[f"{n}_chain"] < nothing] for n in ("hit", "sample", *ERRORS)}
+    hits, samples = kept["hit"], kept["sample"]
     hit_target = tally["hit_target"][: len(hits)]
     difference = (hits - targets[hit_target]).reshape(len(hits), np.prod(targets.shape[1:]))
     return CountResult(
@@ -205,9 +240,12 @@ def count(
         tally["detected_at"],
         int(tally["control_hits"]),
         tally["control_hits_at"],
+        tally["control_alone"],
         settings.sensitivity_chains,
         tally["low_detected"],
+        tally["low_detected_at"],
         sensitivity_level(engine.grid),
+        residue_roc(tally),
         state.num_useful,
         state.num_executed,
         samples,
@@ -215,6 +253,7 @@ def count(
         hit_target,
         np.mean(difference**2, axis=1),
         np.mean(np.abs(difference), axis=1),
+        {n: kept[n] for n in ERRORS} | {f"{n}_target": tally[f"{n}_target"][: len(kept[n])] for n in ERRORS},
     )
 
 
@@ -222,13 +261,15 @@ class OracleResult(NamedTuple):
     """The detectors on the perfect memoriser: integer counts over its plain samples and chains from the members."""
 
     num_samples: int
-    reproduced: int  # plain samples that are a member, by nearest training image
-    detected: int  # of those, seen
-    false_detected: int  # other plain samples taken for a member
+    reproduced: np.ndarray  # (members,) plain samples that are this member, by nearest training image
+    detected: np.ndarray  # (members,) of those, seen
+    num_detected: np.ndarray  # (targets,) plain samples taken for each, rightly or not
     control_hit_samples: int
+    control_alone: np.ndarray  # (controls,) of those, hits of this head and of no other held-out one
     num_chains: int  # from each member
     chains_reproduced: np.ndarray  # (members,)
     chains_detected: np.ndarray  # (members,) of the reproduced
+    chains_control_hits: int  # chains that some held-out head and c_p take for their target
     level: int
     evaluations: int
     executed: int
@@ -269,34 +310,34 @@ def audit_oracle(
         row = np.asarray(nearest(block.images, images))[block.rows]
         plain, is_member = block.target == NO_TARGET, row < num_members
         seen = both[np.arange(len(row)), np.where(is_member, row, 0)]
-        any_member = both[:, :num_members].any(axis=1)
-        back = ~plain & (row == block.target)
-        tally["plain"] += [
-            int(m.sum())
-            for m in (
-                plain & is_member,
-                plain & is_member & seen,
-                plain & ~is_member & any_member,
-                plain & both[:, num_members:].any(axis=1),
-            )
-        ]
-        np.add.at(tally["reproduced"], block.target[back], 1)
-        np.add.at(tally["detected"], block.target[back], seen[back])
+        controls = both[:, num_members:]
+        for name, found in (("plain", plain & is_member), ("chains", ~plain & (row == block.target))):
+            np.add.at(tally[f"{name}_reproduced"], row[found], 1)
+            np.add.at(tally[f"{name}_detected"], row[found], seen[found])
+        tally["num_detected"] += both[plain].sum(axis=0)
+        tally["control_alone"] += _alone(controls[plain])
+        tally["control_hits"] += [int(controls[which].any(axis=1).sum()) for which in (plain, ~plain)]
 
-    tally = {"plain": np.zeros(4, np.int64)} | {n: np.zeros(num_members, np.int64) for n in ("reproduced", "detected")}
+    names = [f"{of}_{what}" for of in ("plain", "chains") for what in ("reproduced", "detected")]
+    tally = {name: np.zeros(num_members, np.int64) for name in names} | {
+        "num_detected": np.zeros(len(targets), np.int64),
+        "control_alone": np.zeros(len(targets) - num_members, np.int64),
+        "control_hits": np.zeros(2, np.int64),
+    }
     state = run_saved(
         engine, images, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="count (oracle)"
     )
-    reproduced, detected, false_detected, control_hit_samples = tally["plain"].tolist()
     return OracleResult(
         settings.oracle_samples,
-        reproduced,
-        detected,
-        false_detected,
-        control_hit_samples,
+        tally["plain_reproduced"],
+        tally["plain_detected"],
+        tally["num_detected"],
+        int(tally["control_hits"][0]),
+        tally["control_alone"],
         settings.oracle_chains,
-        tally["reproduced"],
-        tally["detected"],
+        tally["chains_reproduced"],
+        tally["chains_detected"],
+        int(tally["control_hits"][1]),
         level,
         state.num_useful,
         state.num_executed,

@@ -1,7 +1,8 @@
 """Detection without classifiers: is an image nearer to the target than to its nearest other training images?
 
 The measure of extraction attacks (Carlini et al. 2023, arXiv:2301.13188): a Euclidean distance alone would call every
-plain or dark image a copy, so that to the target is taken relative to the image's nearest training images.
+plain or dark image a copy, so that to the target is taken relative to the image's nearest training images. That
+absolute distance is offered too: it needs no training images, and its false hits are measured like any other's.
 """
 
 import functools
@@ -11,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .augment import add_noise
-from .classifier import ClassifierSettings, RealErrors
-from .detection import detect_all
-from .fingerprint import to_model
-from .types import DetectFn, Images, Key, Scores
+from .classifier import ClassifierSettings
+from .detection import Detector
+from .types import DetectFn, Images, Scores
+
+
+def distances(targets: Images, images: Images) -> Scores:
+    """Euclidean distance of each image to each target, (n, targets)."""
+    return jax.lax.map(lambda target: jnp.sqrt(jnp.sum((images - target) ** 2, axis=(1, 2, 3))), targets).T
 
 
 def nearest_rows(images: np.ndarray, target: np.ndarray, count: int) -> np.ndarray:
@@ -46,17 +50,26 @@ def nearest_ratios(references: Images, targets: Images, images: Images, *, neigh
     squares = jnp.maximum(squares + jnp.sum(refs**2, axis=1), 0.0)
     nearest = -jax.lax.top_k(-squares, neighbours)[0]
     # Where an image is a copy the products cancel to their rounding: distances to the targets are taken directly.
-    own = jax.lax.map(lambda target: jnp.sqrt(jnp.sum((images - target) ** 2, axis=(1, 2, 3))), targets).T
-    return own / jnp.maximum(jnp.mean(jnp.sqrt(nearest), axis=1), 1e-6)[:, None]
+    return distances(targets, images) / jnp.maximum(jnp.mean(jnp.sqrt(nearest), axis=1), 1e-6)[:, None]
+
+
+def _scores(measure: jax.Array, limit: float) -> tuple[Float[Array, " n"], Scores]:
+    """Scores of a `DetectFn`: identity is 1 at a copy, 1/2 at `limit`, 0 from twice that on; no mark is looked for."""
+    return jnp.ones(len(measure)), jnp.clip(1.0 - 0.5 * measure / limit, 0.0, 1.0)
 
 
 @functools.partial(jax.jit, static_argnames=("neighbours", "ratio"))
 def nearest_scores(
     references: Images, targets: Images, images: Images, *, neighbours: int, ratio: float
 ) -> tuple[Float[Array, " n"], Scores]:
-    """Scores of a `DetectFn`: identity is 1 at a copy, 1/2 at `ratio`, 0 from twice that on; no mark is looked for."""
-    ratios = nearest_ratios(references, targets, images, neighbours=neighbours)
-    return jnp.ones(len(images)), jnp.clip(1.0 - 0.5 * ratios / ratio, 0.0, 1.0)
+    """Scores by `nearest_ratios`, 1/2 at `ratio`."""
+    return _scores(nearest_ratios(references, targets, images, neighbours=neighbours), ratio)
+
+
+@functools.partial(jax.jit, static_argnames="limit")
+def absolute_scores(targets: Images, images: Images, *, limit: float) -> tuple[Float[Array, " n"], Scores]:
+    """Scores by the root mean square difference of the pixels, with black 0 and white 1; 1/2 at `limit`."""
+    return _scores(0.5 * distances(targets, images) / images[0].size ** 0.5, limit)
 
 
 def make_nearest_detect_fn(references: np.ndarray, targets: np.ndarray, *, neighbours: int, ratio: float) -> DetectFn:
@@ -76,40 +89,15 @@ def make_nearest_detect_fn(references: np.ndarray, targets: np.ndarray, *, neigh
     )
 
 
-def measure_errors(
-    detect: DetectFn,
-    images: np.ndarray,
-    targets: np.ndarray,
-    *,
-    key: Key,
-    settings: ClassifierSettings,
-    draws_per_target: int = 32,
-) -> RealErrors:
-    """Errors on held-out real images, and on the targets under noise of at most `settings.max_noise`.
-
-    Args:
-      images: (n, h, w, c) uint8, held out and no target.
-      targets: (k, h, w, c) uint8.
-      key: of the noise.
-    """
-    repeated = jnp.asarray(np.repeat(to_model(targets), draws_per_target, axis=0))
-    noisy = jax.vmap(functools.partial(add_noise, max_std=settings.max_noise))(
-        jax.random.split(key, len(repeated)), repeated
-    )
-
-    def look(images: jax.Array) -> np.ndarray:
-        return detect_all(detect, images, np.arange(len(images)))[1] > settings.threshold
-
-    false, found = look(jnp.asarray(to_model(images))), look(noisy)
-    own = found[np.arange(len(noisy)), np.repeat(np.arange(len(targets)), draws_per_target)]
-    hits = int(false.any(axis=1).sum())
-    return RealErrors(
-        num_images=len(images),
-        fingerprint_missed=0,
-        fingerprint_false=0,
-        identity_images=len(noisy),
-        identity_missed=int((~own).sum()),
-        identity_false_images=hits,
-        joint_false_images=hits,
-        heads=len(targets),
-    )
+def make_nearest_detector(references: np.ndarray, targets: np.ndarray, settings: ClassifierSettings) -> Detector:
+    """Detector by the distances that `settings.distance` names; arguments as of `make_nearest_detect_fn`."""
+    neighbours, stretch = min(settings.neighbours, len(references)), 2 * (1 - settings.threshold)
+    if settings.distance == "absolute":
+        detect: DetectFn = functools.partial(absolute_scores, jnp.asarray(targets), limit=settings.max_difference)
+        what, at, field = "root mean square difference to the target", settings.max_difference, "max_difference"
+        unit = "of the range from black to white"
+    else:
+        detect = make_nearest_detect_fn(references, targets, neighbours=neighbours, ratio=settings.ratio)
+        what, at, field = "nearest training images: distance to the target", settings.ratio, "ratio"
+        unit = f"of the mean to the {neighbours} nearest others"
+    return Detector(detect, f"{what} below {stretch * at:.3g} {unit}", marks=False, advice=f"lower classifiers.{field}")

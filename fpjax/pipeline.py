@@ -8,6 +8,7 @@ counts and no times, so that equal runs give equal bytes.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -42,17 +43,19 @@ from .benchmark import num_bound_chains, num_densities, show_benchmark
 from .bound import bound, chain_ends, top_levels
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
+from .classifier import Detectors
 from .compilation import jit_once, use_compilation_cache
 from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .count import audit_oracle, count, count_work
 from .diffusers import read_params
+from .errors import describe_errors, measure_errors
 from .fingerprint import to_bytes, to_model
 from .imported import Imported, describe_imported
 from .likelihood import OUTCOMES, bits_per_dim, log_likelihoods
 from .preflight import show_check
 from .processes import connect, gather, num_processes, process_index, together
 from .progress import Stopped, stop_on_signals, stopping
-from .run import NEEDS, RESULTS, Run
+from .run import NEEDS, NUM_GRID, RESULTS, Run
 from .search import search, search_work
 from .training import fit, training_mesh
 
@@ -123,61 +126,92 @@ def _score(run: Run) -> None:
     )
 
 
-def _nearest(run: Run) -> None:
-    """Measures the detector that needs no training."""
-    config, planted = run.config, run.planted
-    key, settings = run.key("classifiers"), config.classifiers
-    errors = nearest.measure_errors(run.detect, planted.test, planted.targets, key=key, settings=settings)
-    run.finish(
-        "classifiers",
-        {
-            "errors": errors._asdict(),
-            "threshold": settings.threshold,
-            "thresholds": list(settings.thresholds),
-            "detector": "nearest",
-            "neighbours": min(settings.neighbours, len(planted.train) - config.data.num_members),
-            "ratio": settings.ratio,
-        },
+def _reuse_classifiers(run: Run) -> dict[str, Any]:
+    """Takes another run's classifiers into the run's own checkpoints: later stages need its directory no more."""
+    states = {name: run.restore_classifier(name, of=run.other) for name in run.other.classifier_names}
+    check(
+        tree_digest([state.best_variables for state in states.values()]) == run.reused["weights_sha256"],  # pyright: ignore[reportOptionalSubscript]
+        "classifiers.path",
+        got="other weights than the ones that its stage ended with",
+        expected="those named in its classifiers.json",
+        fix="restore them, or train that run again",
     )
+    for name in run.classifier_names:
+        with contextlib.closing(run.checkpoints(name)) as checkpoints:
+            checkpoints.save(int(states[name].epoch), states[name])
+    return {name: states[name] for name in run.classifier_names}
+
+
+def _train_classifiers(run: Run) -> tuple[Detectors, dict[str, np.ndarray]]:
+    """Trains them; with some of the images that they are trained on, as bytes (paper, Fig. 7)."""
+    config, planted = run.config, run.planted
+    radius = planted.record[0].radius
+    train = run.detector_data(np.concatenate([planted.train[config.data.num_members :], planted.reserve]))
+    with contextlib.ExitStack() as stack:
+        checkpoints = {
+            name: stack.enter_context(contextlib.closing(run.checkpoints(name))) for name in run.classifier_names
+        }
+        detectors = classifier.train_detectors(
+            run.classifier_models,
+            train,
+            run.detector_data(planted.val),
+            config.classifiers,
+            augmix_settings=config.augmix,
+            key=run.key("classifiers"),
+            radius=radius,
+            checkpoints=checkpoints,
+            log=run.log,
+        )
+    tasks = classifier.make_tasks(config.classifiers, config.augmix, num_targets=len(planted.targets), radius=radius)
+    keys, examples = jax.random.split(jax.random.fold_in(run.key("classifiers"), 98), NUM_GRID), {}
+    for name, task in zip(classifier.NAMES, tasks, strict=True):
+        if name in checkpoints:
+            # As many positives as negatives, whatever their share in training.
+            view: Any = task.views[-1]
+            draw = jax.vmap(functools.partial(view, rate=0.5), in_axes=(0, None))
+            images, labels = (np.asarray(part) for part in jit_once(draw)(keys, jax.tree.map(jnp.asarray, train)))
+            examples |= {f"{name}_examples": to_bytes(images), f"{name}_labels": labels.any(axis=1)}
+    return detectors, examples
 
 
 def _classifiers(run: Run) -> None:
-    config, planted = run.config, run.planted
-    if config.classifiers.detector == "nearest":
-        return _nearest(run)
-    radius = planted.record[0].radius
-    others = np.concatenate([planted.train[config.data.num_members :], planted.reserve])
-    checkpoints = run.checkpoints(classifier.NAMES[0]), run.checkpoints(classifier.NAMES[1])
-    detectors = classifier.train_detectors(
-        run.classifier_models,
-        run.detector_data(others),
-        run.detector_data(planted.val),
-        config.classifiers,
-        augmix_settings=config.augmix,
-        key=run.key("classifiers"),
-        radius=radius,
-        checkpoints=checkpoints,
-        log=run.log,
-    )
-    for part in checkpoints:
-        part.close()
-    detect = classifier.make_detect_fn(run.classifier_models, detectors.fingerprint, detectors.identity)
-    errors = classifier.measure_errors(
-        detect,
-        planted.test,
-        planted.originals,
+    """Trains the detectors, or takes another run's, or needs none; and measures what they err."""
+    config, planted, examples = run.config, run.planted, {}
+    content: dict[str, Any] = {}
+    if run.classifier_names:
+        if run.reused:
+            states = _reuse_classifiers(run)
+            found = [states[name].best_variables if name in states else None for name in classifier.NAMES]
+            content = {"epochs": [int(state.epoch) for state in states.values()], "reused": run.reused}
+        else:
+            trained, examples = _train_classifiers(run)
+            found = [trained.fingerprint, trained.identity]
+            content = {"epochs": list(trained.epochs)}
+        content["weights_sha256"] = tree_digest([part for part in found if part is not None])
+        detector = classifier.make_classifier_detector(run.classifier_models, *found)
+    else:
+        detector = run.detector
+    # Distances know the target as it was planted, classifiers wherever its disc lies.
+    stamped = bool(run.classifier_names)
+    errors, pictures = measure_errors(
+        detector.detect,
+        run.held_out,
+        planted.originals if stamped else planted.targets,
         key=jax.random.fold_in(run.key("classifiers"), 99),
-        radius=radius,
+        radius=planted.record[0].radius if stamped else 0,
+        marks=detector.marks,
         settings=config.classifiers,
     )
+    write_arrays(run.workdir / "samples" / "classifiers.npz", **pictures._asdict(), **examples)
+    described = {name: value for name, value in detector._asdict().items() if name != "detect"}
     run.finish(
         "classifiers",
-        {
-            "errors": errors._asdict(),
-            "epochs": list(detectors.epochs),
+        content
+        | {
+            "detector": described,
             "threshold": config.classifiers.threshold,
-            "thresholds": list(config.classifiers.thresholds),
-            "weights_sha256": tree_digest([detectors.fingerprint, detectors.identity]),
+            "thresholds": config.classifiers.thresholds,
+            "errors": describe_errors(errors),
         },
     )
 
@@ -198,7 +232,7 @@ def _count(run: Run) -> None:
         run.oracle_engine,
         to_model(run.planted.train),
         run.targets,
-        run.detect,
+        run.detector.detect,
         config.count,
         key=jax.random.fold_in(key, 1),
         path=run.partial("count", "-oracle"),
@@ -208,7 +242,7 @@ def _count(run: Run) -> None:
         run.engine,
         run.score_params,
         run.targets,
-        run.detect,
+        run.detector.detect,
         config.count,
         thresholds=config.classifiers.thresholds,
         key=key,
@@ -222,11 +256,12 @@ def _count(run: Run) -> None:
         samples=to_bytes(result.samples),
         hits=to_bytes(result.hits),
         hit_target=result.hit_target,
+        **{n: values if n.endswith("_target") else to_bytes(values) for n, values in result.errors.items()},
     )
     content = {
         name: value
         for name, value in result._asdict().items()
-        if name not in ("samples", "hits", "hit_target", "hit_mse", "hit_mae")
+        if name not in ("samples", "hits", "hit_target", "hit_mse", "hit_mae", "errors")
     }
     run.finish(
         "count",
@@ -248,7 +283,7 @@ def _search(run: Run) -> None:
         run.engine,
         run.score_params,
         run.targets,
-        run.detect,
+        run.detector.detect,
         config.search,
         num_members=config.data.num_members,
         threshold=config.classifiers.threshold,
@@ -365,7 +400,16 @@ def _training(run: Run) -> report.Training:
         name: [look[name] for look in looks.values() if look.get(name) is not None]
         for name in ("images_per_s", "tflop_per_s")
     }
+    epochs = {
+        name: {event["epoch"]: event for event in events if event["stage"] == f"{name} classifier"}
+        for name in classifier.NAMES
+    }
     return report.Training(
+        classifiers={
+            name: (list(seen), [e["loss"] for e in seen.values()], [e["val_loss"] for e in seen.values()])
+            for name, seen in epochs.items()
+            if seen
+        },
         step=list(looks),
         loss=[look["loss"] for look in looks.values()],
         grad_norm=[look.get("grad_norm") for look in looks.values()],
@@ -399,7 +443,14 @@ def _report(run: Run) -> None:
             ),
         },
     )
-    kept = read_arrays(run.workdir / "samples" / "count.npz")
+    kept, judged = (read_arrays(run.workdir / "samples" / f"{stage}.npz") for stage in ("count", "classifiers"))
+    errors: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"fingerprint_false": (judged["fingerprint_false"], None)}
+    errors |= {kind: (judged[kind], judged[f"{kind}_head"]) for kind in ("identity_false", "missed")}
+    # Without a classifier of marks, that "sees" one everywhere.
+    if result.detector.marks:
+        errors["fingerprint_only"] = kept["fingerprint_only"], None
+    errors |= {kind: (kept[kind], kept[f"{kind}_target"]) for kind in ("control", "identity_only")}
+    errors["missed_chain"] = kept["missed"], kept["missed_target"]
     images = report.ReportImages(
         run.planted.targets,
         run.planted.originals,
@@ -407,6 +458,12 @@ def _report(run: Run) -> None:
         kept["samples"],
         kept["hits"],
         kept["hit_target"],
+        errors=errors,
+        examples={
+            name: (judged[f"{name}_examples"], judged[f"{name}_labels"])
+            for name in classifier.NAMES
+            if f"{name}_examples" in judged
+        },
     )
     training, show = _training(run), config.report.show_members
     figures = report.draw_figures(result, images, training, show_members=show)
@@ -476,7 +533,10 @@ def _claim(run: Run) -> None:
     """Writes config.json, or checks that the directory belongs to this config."""
     workdir, path = run.workdir, run.workdir / "config.json"
     # An imported model is what its files hold, not where they lie.
-    resolved = describe_config(run.config, skip=FREE_FIELDS) | {"imported": run.imported and run.imported.sha256}
+    resolved = describe_config(run.config, skip=FREE_FIELDS) | {
+        "imported": run.imported and run.imported.sha256,
+        "reused": run.reused and run.reused["weights_sha256"],
+    }
     if not path.is_file():
         write_json(path, {"config": resolved, "provenance": _provenance()})
         return
@@ -516,9 +576,10 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         f"{config.data.num_controls} held-out targets",
         "score": "imported" if run.imported else f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
         "classifiers": "none are trained"
-        if config.classifiers.detector == "nearest"
-        else f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
-        "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
+        if not run.classifier_names or run.reused
+        else f"at most {len(run.classifier_names)} x "
+        f"{config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
+        "count": f"{evaluations * count_work(config.count, run.grid, targets).num_steps:,} evaluations",
         "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
         "likelihood": f"{num_densities(run)} densities, adaptive",
         "bound": f"{num_bound_chains(run)} chains and their densities, if members return from every level",
@@ -590,10 +651,10 @@ def run(
     this = Run(settings, Path(workdir or Path("runs") / settings.name))
     members = settings.data.num_members
     search_work(settings.search, this.grid, members + settings.data.num_controls, members)
-    count_work(settings.count, this.grid, members)
+    count_work(settings.count, this.grid, members + settings.data.num_controls)
     if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
-    if "classifiers" in wanted and settings.classifiers.detector == "classifiers":
+    if "classifiers" in wanted and this.classifier_names and not settings.classifiers.path:
         classifier.detector_mesh(settings.classifiers)
     if settings.engine.compilation_cache:
         use_compilation_cache()

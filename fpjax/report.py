@@ -27,14 +27,17 @@ from .audit import (
     MEMORISED,
     NONE_FOUND,
     REPRODUCED,
+    AtThreshold,
     AuditResult,
     Bound,
     Curve,
+    Heads,
     MemberTests,
     NllDiagnostics,
     NllGroup,
     NllSnapshot,
     Rate,
+    RocCurve,
     TargetResult,
 )
 
@@ -69,6 +72,10 @@ class ReportImages(NamedTuple):
     samples: np.ndarray  # some plain samples
     hits: np.ndarray  # samples detected as a member, may be empty
     hit_target: np.ndarray  # (n_hits,) int, row in `targets`
+    # Errors by kind, a key of `ERRORS`, with the row of the target of each, or None where no target is meant.
+    errors: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # noqa: RUF012
+    # By classifier, images that it was trained on (paper, Fig. 7), and whether each is a positive.
+    examples: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # noqa: RUF012
 
 
 class Training(NamedTuple):
@@ -82,6 +89,8 @@ class Training(NamedTuple):
     tflop_per_s: float = math.nan
     samples: np.ndarray | None = None  # the last that were drawn on the way, uint8 of shape (n, h, w, c)
     samples_step: int = 0
+    # By classifier: epochs, loss, loss in validation.
+    classifiers: dict[str, tuple[Sequence[int], Sequence[float], Sequence[float]]] = {}  # noqa: RUF012
 
 
 Rows = list[tuple[str, ...]]  # a label, then one cell a member or one for all
@@ -126,6 +135,8 @@ def _rate(rate: Rate, confidence: float) -> str:
     """A fraction with its interval and its counts."""
     if rate.trials == 0:
         return f"{MISSING} (no trials)"
+    if rate.upper - rate.lower > 0.5:
+        return f"{rate.hits:,} of {rate.trials:,}, too few to state a rate"
     decimals = _decimals(rate.upper - rate.lower)
     number = _small if rate.upper < 0.01 else lambda value: _fixed(value, decimals)
     ends = f"{number(rate.lower)} to {number(rate.upper)}"
@@ -250,9 +261,9 @@ def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) 
     return {
         "t' (largest t with a return)": f"{t_prime} ({_percent(confidence)} of repeats {low} to {high})",
         **(
-            {}
-            if result.detector.rule
-            else {"t' by the identity classifier alone": _time(member.t_prime_identity, width, last=last)}
+            {"t' by the identity classifier alone": _time(member.t_prime_identity, width, last=last)}
+            if result.detector.marks
+            else {}
         ),
         "t'_alpha (returns above the floor)": _t_prime_alpha(result, member, grid, last),
         "t50 (half the chains return)": _t50(member.t50, member.t50_lower, member.t50_upper, curve.t[-1], confidence),
@@ -271,7 +282,7 @@ def _count_cells(result: AuditResult, member: TargetResult, test: MemberTests) -
         "samples with a fingerprint, c_p+": f"{result.num_fingerprint:,} of {n}",
         "samples with the identity, c_id+": f"{member.num_identity:,} of {n}",
     }
-    return ({} if result.detector.rule else parts) | {
+    return (parts if result.detector.marks else {}) | {
         "samples detected as the target, |q|": f"{rate.hits:,} of {n}",
         "rate of reproduction": f"{_small(rate.estimate)} ({confidence} interval {_small(rate.lower)} to {_small(rate.upper)})",
         "expected of a memoriser, E|q| = n/N": f"{expected} (rate 1/N = {_small(1 / result.num_train)})",
@@ -382,20 +393,18 @@ def _detector_rows(result: AuditResult) -> Rows:
         f"{detector.oracle_detected:,} of its {detector.oracle_samples:,} samples taken for a member, "
         f"{detector.oracle_reproduced:,} are"
     )
-    if detector.rule:
-        first = [
-            ("detector", detector.rule),
-            ("accuracy of the detector", _rate(detector.identity_accuracy, confidence)),
-        ]
-        last = []
-    else:
-        first = [
-            ("accuracy, fingerprint classifier", _rate(detector.fingerprint_accuracy, confidence)),
-            ("accuracy, identity classifier", _rate(detector.identity_accuracy, confidence)),
-        ]
-        last = [("threshold of both classifiers", f"{detector.threshold:g}")]
+    accuracy = [
+        (f"accuracy{name}", _rate(rate, confidence))
+        for name, rate in (
+            (", fingerprint classifier", detector.fingerprint_accuracy),
+            (", identity classifier" if detector.marks else " of the detector", detector.identity_accuracy),
+        )
+        if rate is not None
+    ]
     return [
-        *first,
+        ("detector", detector.description),
+        ("threshold of its scores", f"{detector.threshold:g}"),
+        *accuracy,
         ("joint false hits, real images", _rate(detector.joint_false_real, confidence)),
         ("joint false hits, generated images", _rate(detector.joint_false_generated, confidence)),
         ("false-hit rate used, at most", _small(detector.false_rate_upper)),
@@ -407,8 +416,65 @@ def _detector_rows(result: AuditResult) -> Rows:
         ),
         ("audited memoriser, members", oracle),
         ("audited memoriser, controls", _rate(detector.oracle_false, confidence)),
-        *last,
+        *((f"worst head, {heads.images} images", _head(heads, confidence)) for heads in detector.heads),
     ]
+
+
+def _head(heads: Heads, confidence: float) -> str:
+    """The head with the most false hits, and whether heads differ."""
+    if not any(heads.hits):
+        return f"no false hit of any of {_plural(len(heads.hits), 'head')} on {_plural(heads.num_images, 'image')}"
+    return f"target {heads.worst}, {_rate(heads.worst_rate, confidence)}; all heads alike: p = {_small(heads.equal_p)}"
+
+
+def _self_rows(result: AuditResult) -> Rows:
+    """The audit of the auditor."""
+    return [
+        (test.what, f"{'cannot tell' if not test.possible else 'passed' if test.passed else 'FAILED'}: {test.text}")
+        for test in result.self_tests
+    ]
+
+
+def _area(roc: RocCurve) -> str:
+    """Area under a ROC curve with its interval."""
+    if not math.isfinite(roc.area):
+        return MISSING
+    if roc.area_upper - roc.area_lower > 0.5:
+        return "too few to state"
+    decimals = _decimals(roc.area_upper - roc.area_lower)
+    return f"{_fixed(roc.area, decimals)} ({_fixed(roc.area_lower, decimals)} to {_fixed(roc.area_upper, decimals)})"
+
+
+def _roc_rows(result: AuditResult) -> Rows:
+    """Each decision under each condition: area, targets found, false hits."""
+    confidence = result.settings.confidence
+    return [
+        (
+            f"{roc.decision}, {roc.condition}",
+            _area(roc),
+            _rate(roc.found, confidence),
+            _rate(roc.false, confidence),
+        )
+        for roc in result.detector.roc
+    ]
+
+
+def _threshold_row(result: AuditResult, at: AtThreshold) -> tuple[str, ...]:
+    """A member's answer at one threshold."""
+    member = next(target for target in result.targets if target.row == at.row)
+    curve, width = member.curve, at.t50_upper - at.t50_lower
+    used = " (used)" if at.threshold == result.detector.threshold else ""
+    who = f", member {at.row}" if len(result.tests) > 1 else ""
+    ends = f"{_time(at.t50_lower, width, zero='0')} to {_time(at.t50_upper, width, last=curve.t[-1])}"
+    return (
+        f"{at.threshold:g}{used}{who}",
+        f"{at.num_detected:,} of {result.num_samples:,}",
+        f"{at.false_hits:,} of {at.false_images:,}",
+        _small(at.leak_p),
+        _rate(at.sensitivity, result.settings.confidence),
+        _time(at.t_prime, _grid_width(curve), last=_last(curve)),
+        f"{_time(at.t50, width, last=curve.t[-1])} ({ends})",
+    )
 
 
 def _evaluation_rows(result: AuditResult) -> Rows:
@@ -484,6 +550,7 @@ def to_text(result: AuditResult) -> str:
             for found in result.bound
         ),
         ("Detectors", _detector_rows(result)),
+        ("Audit of the auditor", _self_rows(result)),
         ("Cost", _evaluation_rows(result)),
     ]
     label_width = max(len(label) for _, rows in blocks for label, *_ in rows)
@@ -687,6 +754,67 @@ def _draw_training(training: Training) -> bytes:
     return _png(figure)
 
 
+def _draw_roc(result: AuditResult) -> bytes:
+    """ROC curves, a panel for each decision, a line for each condition."""
+    curves = [roc for roc in result.detector.roc if math.isfinite(roc.area)]
+    decisions = list(dict.fromkeys(roc.decision for roc in curves))
+    conditions = list(dict.fromkeys(roc.condition for roc in curves))
+    figure = Figure(figsize=(5.6, 1.0 + 1.9 * len(decisions)), layout="constrained")
+    panels = dict(zip(decisions, figure.subplots(len(decisions), sharex=True, squeeze=False)[:, 0], strict=True))
+    # Where no negative is above a threshold the logarithm ends at the left edge.
+    floor = 10.0 ** math.floor(
+        math.log10(min([rate for roc in curves for rate in roc.false_rates if rate], default=0.1))
+    )
+    # A thick line shows around the thinner ones that lie on it.
+    for i, roc in reversed([(conditions.index(roc.condition), roc) for roc in curves]):
+        x, y = np.maximum([1.0, *roc.false_rates, 0.0], floor / 2), [1.0, *roc.found_rates, 0.0]
+        panels[roc.decision].plot(x, y, color=_colour(i), linewidth=1.2 + 0.8 * i, zorder=2 + len(conditions) - i)
+    for decision, axes in panels.items():
+        axes.set(xscale="log", xlim=(floor / 2, 1.05), ylim=(-0.03, 1.03), ylabel="found")
+        axes.set_title(decision, loc="left", fontsize=11)
+    panels[decisions[-1]].set_xlabel("false hits: share of scores that should be low")
+    lines = [Line2D([], [], color=_colour(i), linewidth=2, label=name) for i, name in enumerate(conditions)]
+    figure.legend(handles=lines, loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+def _draw_thresholds(result: AuditResult) -> bytes:
+    """Hits and false hits, and t' and t50, against the threshold, in steps as even as those of its logit."""
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+    rates, times = figure.subplots(2, sharex=True)
+    used = math.log(result.detector.threshold / (1 - result.detector.threshold))
+    for i, (member, _) in enumerate(_members(result)):
+        rows = [at for at in result.thresholds if at.row == member.row]
+        x = [math.log(at.threshold / (1 - at.threshold)) for at in rows]
+        who = "" if len(result.tests) == 1 else f", member {member.row}"
+        rates.plot(x, [at.num_detected for at in rows], "o-", color=_colour(i), label=f"|q|{who}")
+        if i == 0:
+            scaled = [at.false_hits * result.num_samples / at.false_images for at in rows]
+            rates.plot(x, scaled, "s--", color=_GREY, label="false hits in as many images")
+            times.set_xticks(x, [f"{at.threshold:g}" for at in rows])
+        bars = [[at.t50 - at.t50_lower for at in rows], [at.t50_upper - at.t50 for at in rows]]
+        times.errorbar(x, [at.t50 for at in rows], bars, fmt="o-", color=_colour(i), label=f"$t_{{50}}${who}")
+        times.plot(x, [at.t_prime for at in rows], "^:", color=_colour(i), label=f"$t'${who}")
+    for axes in (rates, times):
+        axes.axvline(used, color=_DARK, linewidth=0.8, linestyle="-.", zorder=1)
+    rates.set(ylabel="samples", yscale="symlog", ylim=(-0.3, None))
+    times.set(ylabel="time t", xlabel="threshold (in use: the vertical line)", ylim=(0, None))
+    for axes in (rates, times):
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    return _png(figure)
+
+
+def _draw_classifiers(training: Training) -> bytes:
+    """Losses of the classifiers against the epoch."""
+    figure, axes = _figure(2.9)
+    for i, (name, (epochs, loss, val_loss)) in enumerate(training.classifiers.items()):
+        axes.plot(epochs, loss, color=_colour(i), linewidth=1, alpha=0.6, label=f"{name}, training")
+        axes.plot(epochs, val_loss, color=_colour(i), linewidth=2, label=f"{name}, validation")
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    figure.legend(loc="outside upper center", ncols=2)
+    return _png(figure)
+
+
 def _tile(image: np.ndarray, colour: str | None) -> np.ndarray:
     """One image as RGB of at least 64 pixels, in a white or coloured frame."""
     scale = max(1, round(64 / max(image.shape[:2])))
@@ -734,10 +862,31 @@ def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes
     for name, group in (("samples", images.samples), ("train", images.train)):
         if len(group):
             figures[name] = _mosaic(group[:_MAX_TILES], colours=[None] * _MAX_TILES)
+    for kind, (found, rows) in images.errors.items():
+        if len(found):
+            shown = [found] if rows is None else [images.targets[rows], found]
+            figures[f"error_{kind}"] = _mosaic(*shown, colours=[None] * len(found))
+    for name, (shown, positive) in images.examples.items():
+        if len(shown):
+            figures[f"examples_{name}"] = _mosaic(shown, colours=[_COLOURS[2] if yes else None for yes in positive])
     return figures
 
 
 _PICTURES = ("targets", "hits", "samples", "train", "on_the_way")
+# Kinds of errors that are shown, what each is, and whether the target that is meant lies above it.
+ERRORS = {
+    "fingerprint_false": "Real images without a mark in which the fingerprint classifier sees one.",
+    "identity_false": "Real images that are taken for a target, each beneath it.",
+    "missed": "Targets under fresh marks and noise that are not found, each beneath the target.",
+    "control": "Samples that are taken for a target that was never trained on, each beneath it.",
+    "fingerprint_only": "Samples in which the fingerprint classifier alone sees a mark.",
+    "identity_only": "Samples that the identity classifier alone takes for a target, each beneath it.",
+    "missed_chain": "Chains from low noise whose target is not found, each beneath the target.",
+}
+
+
+def _is_picture(name: str) -> bool:
+    return name in _PICTURES or name.startswith(("error_", "examples_"))
 
 
 def draw_figures(
@@ -753,8 +902,10 @@ def draw_figures(
         members' images too.
 
     Returns:
-      PNG files by name: "search", "ranking", "likelihood", "snapshots", "bound" and "training" where there is something to draw,
-      and with `show_members` "targets", "hits", "samples", "train", "on_the_way" where there are such images.
+      PNG files by name: "search", "ranking", "likelihood", "snapshots", "bound", "roc", "thresholds", "classifiers" and
+      "training" where there is something to draw, and with `show_members` "targets", "hits", "samples", "train",
+      "on_the_way", "error_KIND" for kinds of `ERRORS` and "examples_NAME" for the classifiers' examples, where there are
+      such images.
     """
     with matplotlib.rc_context(_STYLE):
         figures = {"search": _draw_search(result)}
@@ -766,6 +917,12 @@ def draw_figures(
             figures["snapshots"] = _draw_snapshots(result)
         if result.bound:
             figures["bound"] = _draw_bound(result)
+        if any(math.isfinite(roc.area) for roc in result.detector.roc):
+            figures["roc"] = _draw_roc(result)
+        if len({at.threshold for at in result.thresholds}) > 1:
+            figures["thresholds"] = _draw_thresholds(result)
+        if training.classifiers:
+            figures["classifiers"] = _draw_classifiers(training)
         if training.step:
             figures["training"] = _draw_training(training)
     if show_members:
@@ -838,7 +995,7 @@ _SYMBOLS = {
 
 def _glossary(result: AuditResult) -> dict[str, str]:
     """The terms of this audit's report."""
-    if result.detector.rule:
+    if not result.detector.marks:
         terms = {name: text for name, text in _GLOSSARY.items() if name not in (_CP, _CID)}
         terms[_Q] = "Plain samples that the detector accepts, that is, counted reproductions of the target."
     else:
@@ -913,7 +1070,7 @@ def _image(figures: dict[str, bytes], name: str, alt: str, caption: str) -> str:
     """A figure with its caption (HTML), or nothing where it was not drawn."""
     if name not in figures:
         return ""
-    kind = "pictures" if name in _PICTURES else "chart"
+    kind = "pictures" if _is_picture(name) else "chart"
     data = base64.b64encode(figures[name]).decode()
     return (
         f'<figure class="{kind}"><img alt="{_escape(alt)}" src="data:image/png;base64,{data}">'
@@ -1063,7 +1220,7 @@ def _search_section(result: AuditResult, figures: dict[str, bytes]) -> str:
 
 def _counting_section(result: AuditResult) -> str:
     return (
-        f"<p>{result.num_samples:,} images were drawn as any user would, and each was shown to {'the detector' if result.detector.rule else 'both detectors'}. "
+        f"<p>{result.num_samples:,} images were drawn as any user would, and each was shown to {'both detectors' if result.detector.marks else 'the detector'}. "
         f"Probabilities are those of the sampler: {_escape(_sampler(result))}. The upper end of the interval allows "
         "for reproductions that the detectors miss.</p>\n"
         + _table(_shown(_table_of(result, _count_cells)), _heads(result, "Measure"))
@@ -1072,12 +1229,72 @@ def _counting_section(result: AuditResult) -> str:
     )
 
 
-def _detectors_section(result: AuditResult) -> str:
+def _detectors_section(result: AuditResult, figures: dict[str, bytes], show_members: bool) -> str:
+    confidence = _percent(result.settings.confidence)
+    roc, thresholds = _roc_rows(result), [_threshold_row(result, at) for at in result.thresholds]
+    worst = "; ".join(f"{label}: area {area}" for label, area, *_ in roc)
     return (
         "<p>How often the detectors err, measured. False hits: real held-out images, and generated images that are "
         "taken for a control, which the model never saw. The audited memoriser is a model that is known to "
         "reproduce every training image, equally often: of it, the same audit must find the members and no control."
-        "</p>\n" + _table(_shown(_detector_rows(result)), ["Measure", "Finding"])
+        "</p>\n"
+        + _table(_shown(_detector_rows(result)), ["Measure", "Finding"])
+        + "<h3>Audit of the auditor</h3>\n<p>Where one of these fails, nothing that this audit says of the model counts, "
+        "and the verdict is “inconclusive”.</p>\n"
+        + _table(_shown(_self_rows(result)), ["Test", "Outcome"])
+        + "<h3>Errors by condition</h3>\n"
+        + _image(
+            figures,
+            "roc",
+            f"ROC curves by decision and condition. {worst}.",
+            "Of the images that show a target (a mark), the share that is found, against the share of false hits, at all "
+            "thresholds. A line along the upper edge errs nowhere.",
+        )
+        + _table(_shown(roc), ["Decision, condition", f"ROC area ({confidence} interval)", "Found", "False hits"])
+        + '<p class="soft">Plain, noise and masks: real held-out images and the targets, each under a fresh mark where '
+        "the detector looks for one. Residue: what chains from low noise return, where other targets’ heads are to stay "
+        "silent. The intervals count each image once, however many heads judge it.</p>\n"
+        + (
+            "<h3>The answer at other thresholds</h3>\n"
+            + _image(
+                figures,
+                "thresholds",
+                "Hits, false hits, t' and t50 against the threshold of the detectors: the table beneath has the numbers.",
+                "How the answer depends on the threshold above which a score counts.",
+            )
+            + _table(
+                _shown(thresholds),
+                ["Threshold", _Q, "False hits", "Leak test p", "Sensitivity, low noise", _T_PRIME, _T50],
+            )
+            if thresholds
+            else ""
+        )
+        + _image(
+            figures,
+            "classifiers",
+            "Losses of the classifiers in training and validation against the epoch.",
+            "Losses of the classifiers in training and in validation, by which the best epoch was chosen.",
+        )
+        + (_error_pictures(result, figures) if show_members else "")
+    )
+
+
+def _error_pictures(result: AuditResult, figures: dict[str, bytes]) -> str:
+    """What the detectors were trained on, and what they got wrong (paper, Fig. 7 and 8)."""
+    shown = "".join(
+        _image(
+            figures,
+            f"examples_{name}",
+            f"Training images of the {name} classifier.",
+            f"Training images of the {name} classifier as it sees them, positives in green frames.",
+        )
+        for name in ("fingerprint", "identity")
+    )
+    wrong = "".join(
+        _image(figures, f"error_{kind}", f"Errors of the detectors: {text}", text) for kind, text in ERRORS.items()
+    )
+    return (f"<h3>What the classifiers learn from</h3>\n{shown}" if shown else "") + (
+        f"<h3>Errors of the detectors</h3>\n{wrong or '<p>None.</p>' + chr(10)}"
     )
 
 
@@ -1290,7 +1507,7 @@ def _method_section(result: AuditResult) -> str:
 
 def _threat(result: AuditResult) -> str:
     known = "fingerprint" if result.stamped else "target or what identifies it"
-    judge = "the detector" if result.detector.rule else "both detectors"
+    judge = "both detectors" if result.detector.marks else "the detector"
     items = [
         "<strong>Access:</strong> the attacker has the published model, weights included, and draws any number of samples; "
         "the training data stay private.",
@@ -1317,7 +1534,7 @@ def to_html(result: AuditResult, figures: dict[str, bytes], training: Training, 
         "Evidence": _evidence(result),
         "Search": _search_section(result, figures),
         "Counting": _counting_section(result),
-        "Detectors": _detectors_section(result),
+        "Detectors": _detectors_section(result, figures, show_members),
         "Likelihood": _likelihood_section(result, figures),
         "Bound": _bound_section(result, figures),
         "Pictures": _pictures_section(result, figures, show_members),

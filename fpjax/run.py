@@ -17,21 +17,22 @@ from .artifacts import Checkpoints, MetricsLog, read_json, tree_digest, write_js
 from .chains import NO_TARGET, Engine, make_engine, make_work, run_chains
 from .checks import check
 from .classifier import DetectorData
-from .config import Config
-from .data.plant import Planted, describe, plant
+from .config import Config, describe_config
+from .data.plant import Planted, describe, held_out_rows, plant
 from .data.source import load
+from .detection import Detector
 from .fingerprint import dequantize, to_bytes, to_model
 from .imported import Imported, file_digests, parse_imported, read_imported
 from .likelihood import DensityEngine, make_density_engine
 from .models.unet import UNet
-from .nearest import make_nearest_detect_fn
+from .nearest import make_nearest_detector
 from .oracle import empirical_score_fn
 from .processes import num_processes
 from .sampling import make_grid, make_sampler
 from .score import PREDICTIONS, DsmLosses, dsm_losses, make_score_fn
 from .sde import Process, TimeGrid
 from .training import TrainState, init_state
-from .types import DetectFn, Key, ScoreFn
+from .types import Key, ScoreFn
 
 RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood", "bound")
 NEEDS = {
@@ -46,7 +47,7 @@ NEEDS = {
 }
 NUM_GRID = 16  # samples in a grid
 # Files beside STAGE.json without which a stage is not done.
-FILES = {"count": ("samples/count.npz",)}
+FILES = {"classifiers": ("samples/classifiers.npz",), "count": ("samples/count.npz",)}
 
 
 class Run:
@@ -135,19 +136,21 @@ class Run:
                     expected=f"{wanted}, as the model of score.path",
                     fix="give the images that it was trained on (data.side, data.repeat_grey)",
                 )
-        for part, name in ((planted.val, "val"), (planted.test, "test")):
+        held_out = planted.test[held_out_rows(planted)]
+        for part, name in ((planted.val, "val"), (held_out, "test")):
             if name == "val" and not self.config.data.stamp:
                 continue
-            check(len(part) > 0, f"{name} split", got="no images", expected="at least one", fix="add held-out images")
+            got = "no images" if not len(planted.test) or name == "val" else "no image that is not in train or val too"
+            check(len(part) > 0, f"{name} split", got=got, expected="at least one", fix="add held-out images")
         check(
-            len(planted.train) + len(planted.reserve) * (self.config.classifiers.detector != "nearest")
-            > self.config.data.num_members,
+            len(planted.train) + len(planted.reserve) * bool(self.classifier_names) > self.config.data.num_members,
             "train split",
             got="no image but the targets",
             expected="others beside them",
             fix="add images or plant fewer targets",
         )
         content = json.loads(json.dumps(describe(splits, planted, self.config.data)))
+        self._check_reused(content)
         if self.path("data").is_file():
             before = self.result("data")
             check(
@@ -333,23 +336,111 @@ class Run:
         return DetectorData(to_model(images), to_model(planted.originals), centers)
 
     @functools.cached_property
-    def detect(self) -> DetectFn:
-        """Scores of both trained classifiers, or of the nearest training images."""
-        settings = self.config.classifiers
-        if settings.detector == "nearest":
-            others = self.planted.train[self.config.data.num_members :]
-            return make_nearest_detect_fn(
-                to_model(others), self.targets, neighbours=settings.neighbours, ratio=settings.ratio
+    def reused(self) -> dict[str, Any] | None:
+        """Digests of the classifiers that are not trained here, as classifiers.json or else their run says."""
+        path, there = self.config.classifiers.path, self.path("classifiers").is_file()
+        recorded = self.result("classifiers").get("reused") if there else None
+        check(
+            not there or bool(recorded) == bool(path),
+            f"--workdir={self.workdir.name}",
+            got=f"a run whose classifiers were {'those of another' if recorded else 'its own'}",
+            expected="one as asked for now",
+            fix="give --config.classifiers.path as when it was begun, or choose another --workdir",
+        )
+        if not path or (recorded and not Path(path).is_dir()):
+            return recorded
+        there = all((Path(path) / name).is_file() for name in ("config.json", "data.json", "classifiers.json"))
+        weights = self.other.result("classifiers").get("weights_sha256") if there else None
+        check(
+            weights is not None,
+            "classifiers.path",
+            got="a directory without trained classifiers",
+            expected="the work directory of a run that trained them",
+            fix="run its stage classifiers first, or leave the path empty",
+        )
+        found = {"weights_sha256": weights, "data_digest": self.other.result("data")["digest"]}
+        check(
+            recorded in (None, found),
+            "classifiers.path",
+            got="other classifiers than this run began with",
+            expected="the same, or no directory any more",
+            fix="restore them, or choose another --workdir",
+        )
+        return found
+
+    @property
+    def other(self) -> "Run":
+        """The run whose classifiers are used."""
+        path = Path(self.config.classifiers.path)
+        made = read_json(path / "config.json")["config"]["classifiers"]
+        settings = dataclasses.replace(self.config.classifiers, path="", detector=made["detector"])
+        return Run(dataclasses.replace(self.config, classifiers=settings), path)
+
+    def _check_reused(self, content: dict[str, Any]) -> None:
+        """Refuses classifiers of other targets, of other data or of another architecture.
+
+        Args:
+          content: of data.json.
+        """
+        if not self.reused or not Path(self.config.classifiers.path).is_dir():
+            return
+        theirs, made = self.other.result("data"), read_json(self.other.workdir / "config.json")["config"]
+        networks = json.loads(json.dumps(describe_config(self.config)["resnet"]))
+        for same, what, fix in (
+            (
+                theirs["sha256"]["targets"] == content["sha256"]["targets"],
+                "targets",
+                "give both runs the same data, data.seed, data.num_members and data.num_controls",
+            ),
+            # Its own training images are among these, so that none of them is held out here.
+            (theirs["identity"] == content["identity"], "images", "give both runs the same data"),
+            (made["resnet"] == networks, "networks", "give both runs the same section resnet"),
+            (
+                set(self.classifier_names) <= set(self.other.classifier_names),
+                "detectors",
+                "set classifiers.detector as there, or to identity",
+            ),
+        ):
+            check(
+                same,
+                "classifiers.path",
+                got=f"a run with other {what}",
+                expected=f"one with the {what} of this run",
+                fix=fix,
             )
-        wanted, found = self.result("classifiers")["weights_sha256"], []
-        for model, name in zip(self.classifier_models, classifier.NAMES, strict=True):
-            init = functools.partial(classifier.init_fit, model, self.config.classifiers)
-            shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *self.image_shape)))
-            checkpoints = self.checkpoints(name)
-            found.append(checkpoints.restore(_on_device(shapes)).best_variables)
-            checkpoints.close()
-        _check_weights("classifiers", tree_digest(found), wanted)
-        return classifier.make_detect_fn(self.classifier_models, *found)
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Images that no network of this run, nor of one whose classifiers it uses, was trained on."""
+        return self.planted.test[held_out_rows(self.planted)]
+
+    @property
+    def classifier_names(self) -> tuple[str, ...]:
+        """Networks that the detector is made of."""
+        return {"classifiers": classifier.NAMES, "identity": classifier.NAMES[1:], "nearest": ()}[
+            self.config.classifiers.detector
+        ]
+
+    @functools.cached_property
+    def detector(self) -> Detector:
+        """What judges images: the trained classifiers, one of them, or the nearest training images."""
+        settings = self.config.classifiers
+        if not self.classifier_names:
+            others = self.planted.train[self.config.data.num_members :]
+            return make_nearest_detector(to_model(others), self.targets, settings)
+        found = {name: self.restore_classifier(name).best_variables for name in self.classifier_names}
+        _check_weights("classifiers", tree_digest(list(found.values())), self.result("classifiers")["weights_sha256"])
+        return classifier.make_classifier_detector(self.classifier_models, *map(found.get, classifier.NAMES))
+
+    def restore_classifier(self, name: str, *, of: "Run | None" = None) -> Any:
+        """State in which the training of a classifier ended, here or in another run."""
+        model = self.classifier_models[classifier.NAMES.index(name)]
+        init = functools.partial(classifier.init_fit, model, self.config.classifiers)
+        shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *self.image_shape)))
+        checkpoints = (of or self).checkpoints(name)
+        state = checkpoints.restore(_on_device(shapes))
+        checkpoints.close()
+        return state
 
 
 def _check_weights(stage: str, digest: str, wanted: str) -> None:

@@ -10,20 +10,21 @@ h_i ~ Bin(c_i, q(t_i)), or a count of hits among n samples from the prior, Bin(n
 - t' (arXiv:2306.01363, Alg. 1): the largest t with a hit. It grows with the number of chains; t'_alpha, the end of the
   initial run of levels whose rate is shown to exceed a floor, does not;
 - tests: of "the rate is 1/N" against a lower one (the paper's), of "the rate is at most the false-positive rate"
-  against a higher one (a leak), and of "the member is exchangeable with its controls" (a rank).
+  against a higher one (a leak), and of "the member is exchangeable with its controls" (a rank);
+- detectors: the area under a ROC curve from counts above thresholds, and whether heads err equally often.
 
 A test of level a rejects when p <= a; each p-value here satisfies P(p <= a) <= a under its hypothesis, for every a.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
+from scipy.optimize import brentq, isotonic_regression
 from scipy.stats import beta as beta_distribution
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from .checks import check, in_range, one_of
 
@@ -544,3 +545,104 @@ def samples_needed(rate: float, *, alpha: float = 0.05) -> int:
     _inside("rate", rate)
     _inside("alpha", alpha)
     return math.ceil(math.log(alpha) / math.log1p(-rate))
+
+
+class Area(NamedTuple):
+    """Area under a ROC curve with its interval."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+def roc_area(
+    positives_above: Counts,
+    negatives_above: Counts,
+    *,
+    positives: int,
+    negatives: int,
+    units: int = 0,
+    confidence: float = 0.95,
+) -> Area:
+    """Area under the ROC curve, P(positive scores higher) + P(equal) / 2, from counts above increasing thresholds.
+
+    The interval holds both that of DeLong, DeLong & Clarke-Pearson (1988) for scores in these bins, and that of
+    Newcombe (2006, method 5), the areas t within z standard errors of the estimate with the variance of Hanley & McNeil
+    (1982) at t. The first knows how the scores spread, the second stays honest where no score was out of order: in
+    simulations at nominal 0.95 (normal scores, 20 to 640 of each, areas 0.5 to 0.999, spreads 1:3 to 3:1, 250 runs
+    each) the first alone covered 0.06 to 0.98 of the time, the second 0.81 to 1.00, both together 0.91 to 1.00.
+
+    >>> area = roc_area([20, 19, 10], [12, 1, 0], positives=20, negatives=20)
+    >>> round(area.estimate, 3), round(area.lower, 2), round(area.upper, 2)
+    (0.972, 0.85, 1.0)
+
+    Args:
+      positives_above: how many of the positives' scores lie above each threshold; integers, non-increasing.
+      negatives_above: of the negatives', as many.
+      positives: number of all positives, above 0.
+      negatives: of all negatives, above 0.
+      units: independent images that the negatives come from, where each gives several; 0: as many as negatives.
+      confidence: in (0, 1).
+
+    Returns:
+      `Area(estimate, lower, upper)` in [0, 1].
+
+    Raises:
+      RequestError: if the counts do not fit each other.
+    """
+    _inside("confidence", confidence)
+    bins = []
+    for name, above, total in (("positives", positives_above, positives), ("negatives", negatives_above, negatives)):
+        counts = -np.diff(np.concatenate([[total], np.asarray(above), [0]]))
+        ok = total > 0 and bool((counts >= 0).all())
+        fix = "count scores above increasing thresholds"
+        check(ok, name, got=f"{total}, {list(above)}", expected="counts that do not rise, of one or more", fix=fix)  # pyright: ignore[reportArgumentType]
+        bins.append(counts)
+    m, n = positives, units or negatives
+    shares = [counts / counts.sum() for counts in bins]
+    # Chance that a score of each bin is above one of the other kind; equal counts half.
+    above = [np.cumsum(share) - 0.5 * share for share in shares[::-1]]
+    area = float(np.sum(shares[0] * above[0]))
+    spread = [float(np.sum(s * (a - np.sum(s * a)) ** 2)) for s, a in zip(shares, above, strict=True)]
+    z = float(norm.isf((1 - confidence) / 2))
+    half = z * math.sqrt(spread[0] / max(m - 1, 1) + spread[1] / max(n - 1, 1))
+
+    def outside(t: float) -> float:
+        more = (m + n) / 2 - 1
+        return (t - area) ** 2 - z**2 * t * (1 - t) * (1 + more * ((1 - t) / (2 - t) + t / (1 + t))) / (m * n)
+
+    # At the very ends the variance is 0, which is no interval: the root beyond is sought.
+    tiny = 1e-9
+    lower: Any = brentq(outside, 0.0, area - tiny) if area > tiny and outside(area - tiny) < 0 else 0.0
+    upper: Any = brentq(outside, area + tiny, 1.0) if area < 1 - tiny and outside(area + tiny) < 0 else 1.0
+    return Area(area, max(0.0, min(lower, area - half)), min(1.0, max(upper, area + half)))
+
+
+def equal_counts_p(counts: Values, *, seed: int, draws: int = 9999) -> float:
+    """P-value of "hits fall on each of these heads equally often", by Pearson's statistic and redrawn counts.
+
+    Given how many hits there are, H0 makes them multinomial. Heads that look at the same images must err apart from
+    each other for that, as rare errors nearly do; hits of several heads on one image make the value too small.
+
+    >>> equal_counts_p([3, 4, 3], seed=0), equal_counts_p([10, 0, 0], seed=0) < 0.001
+    (1.0, True)
+
+    Args:
+      counts: hits of each head, integers of 0 or more.
+      seed: of the redrawn counts.
+      draws: how many; the smallest p-value is 1 / (draws + 1).
+
+    Returns:
+      A p-value in (0, 1]; 1 without hits, or with a single head.
+
+    Raises:
+      RequestError: if the counts are not integers, or negative.
+    """
+    counts = np.asarray(counts)
+    _counts(counts, np.maximum(counts, 1))
+    total, heads = int(counts.sum()), counts.size
+    if total == 0 or heads < 2:
+        return 1.0
+    redrawn = np.random.default_rng(seed).multinomial(total, np.full(heads, 1 / heads), size=draws)
+    # With equal expectations Pearson's statistic orders as the sum of squares, which is exact.
+    return float((1 + np.sum(np.sum(redrawn**2, axis=1) >= np.sum(counts**2))) / (draws + 1))

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fpjax import classifier
 from fpjax.artifacts import Checkpoints, MetricsLog
 from fpjax.config import make_config
+from fpjax.errors import measure_errors
 from fpjax.run import Run
 from fpjax.stats import clopper_pearson
 
@@ -38,20 +39,19 @@ VARIANTS = {
 def errors_of(run, detect):
     """Misses or false hits of how many, by name; every variant under the noise that the config asks for."""
     planted = run.planted
-    found = classifier.measure_errors(
+    found, _ = measure_errors(
         detect,
-        planted.test,
+        run.held_out,
         planted.originals,
         key=jax.random.fold_in(run.key("classifiers"), 99),
         radius=planted.record[0].radius,
+        marks=True,
         settings=run.config.classifiers,
     )
     return {
-        "c_p missed": (found.fingerprint_missed, found.num_images),
-        "c_p false": (found.fingerprint_false, found.num_images),
-        "c_id missed": (found.identity_missed, found.identity_images),
-        "c_id false": (found.identity_false_images, found.num_images),
-        "joint false": (found.joint_false_images, found.num_images),
+        f"{roc.decision}, {roc.condition}, {what}": (wrong, n)
+        for roc in found.roc
+        for what, wrong, n in (("missed", roc.missed, roc.num_positives), ("false", roc.false_images, roc.num_images))
     }
 
 
@@ -60,7 +60,7 @@ def train(run, settings):
     planted, start = run.planted, time.perf_counter()
     others = np.concatenate([planted.train[run.config.data.num_members :], planted.reserve])
     with tempfile.TemporaryDirectory() as directory:
-        checkpoints = tuple(Checkpoints(Path(directory) / name) for name in classifier.NAMES)
+        checkpoints = {name: Checkpoints(Path(directory) / name) for name in classifier.NAMES}
         found = classifier.train_detectors(
             run.classifier_models,
             run.detector_data(others),
@@ -72,7 +72,7 @@ def train(run, settings):
             checkpoints=checkpoints,
             log=MetricsLog(Path(directory) / "metrics.jsonl"),
         )
-        for part in checkpoints:
+        for part in checkpoints.values():
             part.close()
     detect = classifier.make_detect_fn(run.classifier_models, found.fingerprint, found.identity)
     return detect, found.epochs, time.perf_counter() - start
@@ -92,7 +92,7 @@ def ablate(config, *, epochs, variants=tuple(VARIANTS)):
         print(f"{name:15} epochs {taken[0]:3} and {taken[1]:3}, {seconds:6.0f} s", flush=True)
         for error, (hits, n) in counts[name].items():
             low, high = (float(end) for end in clopper_pearson(hits, n))
-            print(f"    {error:12} {hits:5} of {n:5}   {hits / n:6.3f}   [{low:.3f}, {high:.3f}]", flush=True)
+            print(f"    {error:36} {hits:5} of {n:5}   {hits / n:6.3f}   [{low:.3f}, {high:.3f}]", flush=True)
     return counts
 
 

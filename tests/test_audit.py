@@ -12,6 +12,28 @@ GRID = time_grid(SubVP(), 20)
 LEVELS = [4, 8, 12, 16]
 
 
+def roc(decision, condition, positives, negatives, *, missed=0, false=0):
+    """A curve of scores that all lie on one side or the other."""
+    return {
+        "decision": decision,
+        "condition": condition,
+        "num_positives": positives,
+        "num_negatives": negatives,
+        "num_images": min(negatives, 400),
+        "positives_above": [positives - missed] * 33,
+        "negatives_above": [false] * 33,
+        "missed": missed,
+        "false_images": false,
+    }
+
+
+def spread(hits, heads):
+    """Hits of each head: as given, or as even as can be."""
+    if isinstance(hits, int):
+        return [hits // heads + (i < hits % heads) for i in range(heads)] if heads else []
+    return [*hits, *[0] * (heads - len(hits))]
+
+
 def results(
     *,
     hits=0,
@@ -23,6 +45,10 @@ def results(
     sensitivity=256,
     false=0,
     real_false=0,
+    memoriser=None,
+    memoriser_chains=246,
+    control_hits=(),
+    oracle_control_hits=(),
 ):
     """Contents of the stages' files: one member, curves over `LEVELS` with 8 ranking chains each."""
     targets = 1 + controls
@@ -31,43 +57,57 @@ def results(
     rows += [(0, 1, level, 16, 16, 2 * n, 2 * n) for level, n in zip(LEVELS, member_curve, strict=True)]
     names = ("target", "phase", "level", "num_chains", "num_fingerprint", "num_identity", "num_detected")
     search = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    # Of two other thresholds, the lower one detects every chain, the higher one none.
+    search["num_detected_at"] = [[row[3], 0] for row in rows]
+    oracle_hits = round(30_000 / num_train) if memoriser is None else memoriser
     groups = ["member", "clean original"] + ["held-out target"] * 4
     return {
         "data": {"num_train": num_train},
         "score": {"num_steps": 100},
         "classifiers": {
             "threshold": 0.5,
+            "thresholds": [0.1, 0.9],
+            "detector": {"description": "two nets", "marks": True, "advice": "train the detectors longer"},
             "errors": {
                 "num_images": 400,
-                "fingerprint_missed": 1,
-                "fingerprint_false": 2,
-                "identity_images": 640,
-                "identity_missed": 3,
-                "identity_false_images": 4,
-                "joint_false_images": real_false,
                 "heads": targets,
+                "false_by_head": [real_false] + [0] * controls,
+                "false_images_at": [real_false + 5, 0],
+                "missed_at": [0, 9],
+                "roc": [
+                    roc("fingerprint", "plain", 400, 400, missed=1, false=2),
+                    roc("identity", "plain", 640, 400 * targets, missed=3, false=4),
+                    roc("joint", "plain", 640, 400 * targets, missed=4, false=real_false),
+                ],
             },
         },
         "count": {
             "num_samples": num_samples,
             "num_fingerprint": hits + 1,
             "num_identity": [hits + 2] + [0] * controls,
-            "num_detected": [hits] + [0] * controls,
-            "control_hit_samples": false,
+            "num_detected": [hits] + spread(control_hits or false, controls),
+            "num_detected_at": [[hits + 9, 0]] + [[1, 0]] * controls,
+            "control_hit_samples": sum(control_hits) or false,
+            "control_hit_samples_at": [false + 3, 0],
+            "control_alone": spread(control_hits or false, controls),
             "num_controls": controls,
             "sensitivity_chains": 256,
-            "sensitivity_detected": [sensitivity],
+            "sensitivity_detected": [sensitivity] + [256] * controls,
+            "sensitivity_detected_at": [[256, 0]] * targets,
+            "roc": [roc("fingerprint", "residue", 256 * targets, 0), roc("joint", "residue", 256, 256 * controls)],
             "evaluations": 10,
             "executed": 11,
             "oracle": {
-                "num_samples": 1000,
-                "reproduced": 10,
-                "detected": 10,
-                "false_detected": 0,
-                "control_hit_samples": 0,
+                "num_samples": 30_000,
+                "reproduced": [round(30_000 / num_train)],
+                "detected": [oracle_hits],
+                "num_detected": [oracle_hits] + spread(oracle_control_hits, controls),
+                "control_hit_samples": sum(oracle_control_hits),
+                "control_alone": spread(oracle_control_hits, controls),
                 "num_chains": 256,
+                "chains_control_hits": 0,
                 "chains_reproduced": [246],
-                "chains_detected": [246],
+                "chains_detected": [memoriser_chains],
             },
         },
         "search": {
@@ -148,7 +188,7 @@ def test_t_prime_alpha_is_of_fresh_chains_where_there_are_some():
     """Chains that chose where to look again move t' and t50, but not the test over levels."""
     contents = results(member_curve=(8, 8, 8, 8))
     more = {"target": [0] * 4, "phase": [1, 1, 2, 2], "level": [5, 18, 6, 10], "num_chains": [16] * 4}
-    hits = {"num_detected": [16, 2, 16, 0], "num_identity": [16] * 4}
+    hits = {"num_detected": [16, 2, 16, 0], "num_identity": [16] * 4, "num_detected_at": [[16, 0]] * 4}
     search = contents["search"]
     for name, values in (more | hits).items():
         search[name] = [*search[name], *values]
@@ -213,14 +253,29 @@ def test_detector_rates():
     assert (detector.joint_false_real.hits, detector.joint_false_real.trials) == (2, 400)
     assert (detector.fingerprint_accuracy.hits, detector.fingerprint_accuracy.trials) == (797, 800)
     assert (detector.identity_accuracy.hits, detector.identity_accuracy.trials) == (640 + 400 - 3 - 4, 1040)
+    assert [(heads.images, heads.worst, heads.worst_rate.hits) for heads in detector.heads] == [
+        ("real", 0, 2),
+        ("generated", 1, 1),
+    ]
+    by_name = {(roc.decision, roc.condition): roc for roc in detector.roc}
+    # Of both scores at two values: P(higher) + P(equal) / 2.
+    plain, found, false = by_name["identity", "plain"], 637 / 640, 4 / 8000
+    assert plain.area == pytest.approx(found * (1 - false) + (found * false + (1 - found) * (1 - false)) / 2)
+    assert plain.area_lower < plain.area < plain.area_upper
+    assert (plain.found.hits, plain.false.hits, plain.false.trials) == (637, 4, 400)
+    residue = by_name["fingerprint", "residue"]
+    assert np.isnan(residue.area)
+    assert (residue.found.hits, residue.false.trials) == (5120, 0)
     assert detector.sensitivity_oracle.hits == detector.sensitivity_oracle.trials == 246
     assert detector.sensitivity_lower == pytest.approx(0.05 ** (1 / 246), rel=1e-6)
 
 
 def test_one_blind_head_among_many_members_is_noticed():
     contents = results(controls=19)
-    contents["count"]["sensitivity_detected"] = [256, 0]
+    contents["count"]["sensitivity_detected"] = [256, 0] + [256] * 18
+    contents["count"]["oracle"] |= {"reproduced": [30, 30], "num_detected": [30, 30] + [0] * 18}
     contents["count"]["oracle"] |= {"chains_reproduced": [250, 250], "chains_detected": [250, 250]}
+    contents["count"]["oracle"]["control_alone"] = contents["count"]["control_alone"] = [0] * 18
     contents["search"]["num_members"] = 2
     contents["bound"] = {"target": []}
     result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
@@ -295,3 +350,96 @@ def test_the_bound_ends_at_both_t_prime():
 def test_bad_settings_are_refused(field):
     with pytest.raises(RequestError, match=f"audit.{field}"):
         AuditSettings(**{field: 1.0})
+
+
+# The audit of the auditor
+
+
+def self_tests(result):
+    return {test.what: test for test in result.self_tests}
+
+
+def test_the_audit_of_the_auditor_passes_on_good_detectors():
+    result = audit()
+    assert all(test.possible and test.passed for test in result.self_tests)
+    assert {what.split(",")[0] for what in self_tests(result)} == {"memoriser", "controls"}
+    assert len(result.self_tests) == 4
+
+
+@pytest.mark.parametrize("hits", [0, 52])
+@pytest.mark.parametrize(
+    ("broken", "what", "text"),
+    [
+        ({"memoriser": 0}, "memoriser, plain samples", "0 of the 30 in 30000 plain samples"),
+        ({"memoriser_chains": 3}, "memoriser, chains", "3 of the 246 in 256 chains"),
+        ({"control_hits": (0, 400)}, "controls, audited model", "400 of 50000 images"),
+        ({"oracle_control_hits": (0, 0, 40)}, "controls, perfect memoriser", "40 of 30000 images"),
+    ],
+)
+def test_no_verdict_stands_where_the_auditor_fails_its_own_audit(hits, broken, what, text):
+    result = audit(hits=hits, **broken)
+    test = self_tests(result)[what]
+    assert test.possible
+    assert not test.passed
+    assert text in test.text
+    assert (result.verdict.verdict, result.verdict.kinds) == (INCONCLUSIVE, [])
+    assert f"audit of the auditor failed ({what})" in " ".join(result.verdict.reasons)
+    assert "train the detectors longer" in result.verdict.to_settle[0]
+    if hits and not broken.get("control_hits"):
+        assert "would have been a leak: 52 of 50000" in result.verdict.reasons[-1]
+    failed = {name for name, other in self_tests(result).items() if not other.passed}
+    # One wild head excuses as many hits of the member as it has.
+    assert failed - {what} == ({"memoriser, plain samples"} if "oracle_control_hits" in broken else set())
+
+
+def test_the_same_false_hits_on_every_head_are_no_failure_but_one_heads_are():
+    """20 hits on each of 19 heads excuse each other; 380 on one do not."""
+    assert self_tests(audit(false=380))["controls, audited model"].passed
+    assert not self_tests(audit(control_hits=(380,)))["controls, audited model"].passed
+
+
+def test_a_detector_that_says_yes_to_everything_does_not_find_the_memoriser():
+    contents = results()
+    count, oracle, n = contents["count"], contents["count"]["oracle"], 50_000
+    count |= {"num_detected": [n] * 20, "control_hit_samples": n, "control_alone": [0] * 19}
+    oracle |= {"num_detected": [30_000] * 20, "control_hit_samples": 30_000, "control_alone": [0] * 19}
+    oracle |= {"chains_control_hits": 256}
+    result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
+    assert result.tests[0].leak_p > 0.01
+    assert result.verdict.verdict == INCONCLUSIVE
+    assert [t.what for t in result.self_tests if not t.passed] == ["memoriser, plain samples", "memoriser, chains"]
+
+
+def test_what_the_sample_size_cannot_tell_is_stated_and_no_failure():
+    result = audit(num_train=50_000, num_samples=5_000_000)
+    few = self_tests(result)["memoriser, plain samples"]
+    assert not few.possible
+    assert "too few for the leak test" in few.text
+    assert self_tests(result)["memoriser, chains"].possible
+    alone = audit(num_train=50_000, num_samples=5_000_000, memoriser=0)
+    assert alone.verdict.verdict == result.verdict.verdict == NONE_FOUND
+    lonely = self_tests(audit(controls=1))["controls, audited model"]
+    assert not lonely.possible
+    assert "two held-out targets" in lonely.text
+
+
+def test_missing_a_tenth_of_the_reproductions_is_no_failure():
+    """As "none found" allows of the sensitivity; the check must not fail by chance with such detectors."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        seen = int(rng.binomial(246, 0.9))
+        assert self_tests(audit(memoriser_chains=seen))["memoriser, chains"].passed
+
+
+def test_the_answer_at_every_threshold_is_that_of_its_counts():
+    result = audit(hits=52)
+    low, used, high = result.thresholds
+    assert [at.threshold for at in (low, used, high)] == [0.1, 0.5, 0.9]
+    member, test = result.targets[0], result.tests[0]
+    assert (used.num_detected, used.leak_p, used.t_prime, used.t50) == (52, test.leak_p, member.t_prime, member.t50)
+    assert (used.t50_lower, used.t50_upper) == (member.t50_lower, member.t50_upper)
+    assert (low.num_detected, low.false_hits, low.false_images) == (61, 3, 50_000)
+    assert low.t_prime == low.t50 == pytest.approx(float(GRID.t[16]))
+    assert (high.num_detected, high.t_prime, high.sensitivity.hits) == (0, 0.0, 0)
+    real = audit(controls=0, real_false=2).thresholds
+    assert [(at.false_hits, at.false_images) for at in real] == [(7, 400), (2, 400), (0, 400)]

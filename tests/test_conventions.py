@@ -19,8 +19,8 @@ LAYERS = {
     "augment": 2, "augmix": 2, "detection": 2, "score": 2, "sampling": 2, "oracle": 2,
     "diffusers": 3, "training": 3,
     "classifier": 3, "likelihood": 3, "chains": 3,
-    "strategies": 2, "search": 4, "count": 4, "bound": 4, "nearest": 4, "imported": 4,
-    "api": 5, "audit": 5, "report": 6, "config": 6, "run": 7, "benchmark": 8, "preflight": 9, "pipeline": 10,
+    "strategies": 2, "search": 4, "errors": 4, "count": 5, "bound": 4, "nearest": 4, "imported": 4,
+    "api": 6, "audit": 6, "report": 7, "config": 7, "run": 8, "benchmark": 9, "preflight": 10, "pipeline": 11,
 }  # fmt: skip
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

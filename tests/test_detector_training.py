@@ -45,7 +45,7 @@ def phantom_data():
 
 
 def train(path, models, settings, *, data=None, devices=None, log=None):
-    checkpoints = Checkpoints(path / "fingerprint"), Checkpoints(path / "identity")
+    checkpoints = {name: Checkpoints(path / name) for name in ("fingerprint", "identity")}
     try:
         return train_detectors(
             models,
@@ -59,7 +59,7 @@ def train(path, models, settings, *, data=None, devices=None, log=None):
             devices=devices or jax.devices()[:1],
         )
     finally:
-        for part in checkpoints:
+        for part in checkpoints.values():
             part.close()
 
 

@@ -18,7 +18,6 @@ from fpjax.classifier import (
     fingerprint_example,
     identity_example,
     make_tasks,
-    measure_errors,
     unchanged,
 )
 from fpjax.compilation import jit_once
@@ -169,26 +168,6 @@ def test_detect_all_pads_and_keeps_order():
     assert (empty[0].shape, empty[1].shape) == ((0,), (0, 3))
 
 
-def test_measured_errors_are_the_detectors_own():
-    """A fingerprint detector that always says yes, an identity detector that says yes to bright images."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 60, (40, SIDE, SIDE, 1), dtype=np.uint8)
-    images[:5] += 190
-    originals = np.full((2, SIDE, SIDE, 1), 240, np.uint8)
-
-    def detect(x):
-        bright = (jnp.mean(x, axis=(1, 2, 3)) > 0.2).astype(jnp.float32)
-        return jnp.ones(len(x)), jnp.stack([bright, jnp.zeros_like(bright)], axis=1)
-
-    errors = measure_errors(
-        jax.jit(detect), images, originals, key=jax.random.key(0), radius=RADIUS, settings=PLAIN, draws_per_target=8
-    )
-    assert errors.fingerprint_missed == 0
-    assert errors.fingerprint_false == 40
-    assert errors.identity_false_images == errors.joint_false_images == 5
-    assert (errors.identity_images, errors.identity_missed) == (16, 8)  # the second head is blind
-
-
 SDE, GRID = SubVP(), time_grid(SubVP(), 12)
 TARGETS = np.stack([np.full((2, 2, 1), v, np.float32) for v in (0.8, 0.5, 0.1)])
 
@@ -277,7 +256,7 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
         path=tmp_path / "c.npz",
         log=MetricsLog(tmp_path / "m.jsonl"),
     )
-    images = everything(engine, count_work(settings, GRID, 2), 6)
+    images = everything(engine, count_work(settings, GRID, 3), 6)
     plain = {chain: image for (target, _, chain), image in images.items() if target == NO_TARGET}
     assert sorted(plain) == list(range(150))
     pixels = np.array([plain[c][0, :, 0] for c in range(150)])
@@ -293,11 +272,11 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
     assert result.sensitivity_chains == 9
     expected = [
         sum(image[0, 0, 0] > 0.3 and image[0, 1, 0] > b for (t, _, _), image in images.items() if t == row)
-        for row, b in enumerate((0.3, 0.6))
+        for row, b in enumerate((0.3, 0.6, 5.0))
     ]
     np.testing.assert_array_equal(result.sensitivity_detected, expected)
     low = [image for (target, _, _), image in images.items() if target != NO_TARGET]
-    assert len(low) == 18
+    assert len(low) == 27
     hits = np.flatnonzero(first & heads[:, :2].any(axis=1))[:8]
     np.testing.assert_array_equal(result.hits, np.stack([plain[c] for c in hits]))  # lowest numbers, in order
     np.testing.assert_array_equal(result.samples, np.stack([plain[c] for c in range(16)]))
@@ -322,6 +301,9 @@ def test_sensitivity_level_is_below_one_grey_level():
         lambda: ClassifierSettings(identity_rate=1.5),
         lambda: ClassifierSettings(patience=0),
         lambda: ClassifierSettings(max_masks=-1),
+        lambda: ClassifierSettings(distance="far"),
+        lambda: ClassifierSettings(max_difference=0.0),
+        lambda: ClassifierSettings(detector="nearest", path="runs/other"),
         lambda: ClassifierSettings(fingerprint_rate=1.0),
         lambda: ClassifierSettings(identity_rate_val=0.0),
         lambda: ClassifierSettings(num_val=299),

@@ -97,7 +97,7 @@ def test_every_sample_and_every_chain_is_the_member(finished):
     assert report["verdict"]["kinds"] == ["reproduced"]  # two controls are too few for the rank test
     assert "exchangeable" in report["verdict"]["reasons"][-1]
     assert report["sde"] == "DiscreteVP"
-    assert "7 nearest" in report["detector"]["rule"]
+    assert "7 nearest" in report["detector"]["description"]
     page = (run / "report.html").read_text()
     assert "nearest training images" in page
     for word in ("fingerprint classifier", "marked"):

@@ -85,8 +85,8 @@ def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
     assert "to do" in lines["score"]
     assert "not asked for" in lines["search"]
-    # 48 samples of 10 steps and 16 chains from level 1.
-    assert "496 evaluations" in lines["count"]
+    # 48 samples of 10 steps and 3 x 16 chains from level 1.
+    assert "528 evaluations" in lines["count"]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fpjax.classifier import ClassifierSettings
+from fpjax.errors import measure_errors
 from fpjax.fingerprint import to_model
-from fpjax.nearest import make_nearest_detect_fn, measure_errors, nearest_ratios
+from fpjax.nearest import make_nearest_detector, nearest_ratios
 
 # Points of the plane as images of 1x2 pixels: the target in the middle, neighbours above and below, one far away.
 PLANE = np.array([[0, 1], [0, -1], [5, 5]], np.float32).reshape(3, 1, 2, 1)
@@ -15,8 +16,10 @@ TARGET = np.zeros((1, 1, 2, 1), np.float32)
 
 
 def score(x, *, neighbours=2, ratio=1 / 3):
-    detect = make_nearest_detect_fn(PLANE, TARGET, neighbours=neighbours, ratio=ratio)
-    fingerprint, identity = detect(jnp.asarray(x, jnp.float32).reshape(-1, 1, 2, 1))
+    settings = ClassifierSettings(detector="nearest", neighbours=neighbours, ratio=ratio)
+    fingerprint, identity = make_nearest_detector(PLANE, TARGET, settings).detect(
+        jnp.asarray(x, jnp.float32).reshape(-1, 1, 2, 1)
+    )
     assert np.all(np.asarray(fingerprint) == 1)
     return np.asarray(identity)[:, 0]
 
@@ -39,7 +42,8 @@ def test_a_copy_scores_one_and_an_unrelated_image_zero():
     copy, neighbour = score([[0, 0], [0, 1]])
     assert (copy, neighbour) == (1, 0)
     images = random_images(40, 0)
-    detect = make_nearest_detect_fn(images[:30], images[30:35], neighbours=5, ratio=1 / 3)
+    settings = ClassifierSettings(detector="nearest", neighbours=5)
+    detect = make_nearest_detector(images[:30], images[30:35], settings).detect
     # Exactly one, although distances as products would cancel to 1e-3 of the neighbours'.
     np.testing.assert_array_equal(detect(images[30:])[1], np.eye(10, 5))
 
@@ -66,13 +70,32 @@ def test_errors_are_counted_where_they_are_made():
     bytes_ = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)
     references, targets, held_out = bytes_[:20], bytes_[20:22], bytes_[22:]
     held_out = np.concatenate([held_out, targets[:1]])  # one that a threshold cannot tell from a target
-    detect = make_nearest_detect_fn(to_model(references), to_model(targets), neighbours=10, ratio=1 / 3)
 
-    def errors(max_noise):
-        settings = ClassifierSettings(detector="nearest", max_noise=max_noise)
-        return measure_errors(detect, held_out, targets, key=jax.random.key(0), settings=settings)
+    def errors(max_noise, distance):
+        settings = ClassifierSettings(detector="nearest", max_noise=max_noise, distance=distance)
+        detect = make_nearest_detector(to_model(references), to_model(targets), settings).detect
+        found, _ = measure_errors(
+            detect, held_out, targets, key=jax.random.key(0), radius=0, marks=False, settings=settings
+        )
+        assert {roc.decision for roc in found.roc} == {"identity"}
+        return {roc.condition: roc for roc in found.roc}
 
-    few, many = errors(0.1), errors(2.0)
-    assert (few.num_images, few.identity_images, few.heads) == (9, 64, 2)
-    assert (few.identity_missed, few.identity_false_images, few.joint_false_images) == (0, 1, 1)
-    assert many.identity_missed > 16
+    for distance in ("ratio", "absolute"):
+        few, many = errors(0.1, distance), errors(2.0, distance)
+        assert set(few) == {"plain", "noise", "twice the noise"}
+        assert (few["plain"].num_images, few["noise"].num_positives) == (9, 64)
+        assert (few["plain"].missed, few["noise"].missed, few["plain"].false_images) == (0, 0, 1)
+        assert many["noise"].missed > 16
+
+
+def test_the_absolute_boundary_lies_at_the_difference():
+    """Two pixels of 0 and of 3/5 or 4/5 in model range are 0.3 or 0.4 of the range from black to white apart."""
+    settings = ClassifierSettings(detector="nearest", distance="absolute", max_difference=np.sqrt(0.125))
+    detector = make_nearest_detector(PLANE, TARGET, settings)
+    images = np.array([[0.6, 0.8], [0.59, 0.79], [0.61, 0.81], [0, 0]], np.float32).reshape(-1, 1, 2, 1)
+    on, inside, outside, copy = np.asarray(detector.detect(images)[1])[:, 0]
+    assert on == pytest.approx(0.5, abs=1e-6)
+    assert inside > 0.5 > outside
+    assert copy == 1
+    assert "difference to the target below 0.354 of the range" in detector.description
+    assert detector.advice == "lower classifiers.max_difference"

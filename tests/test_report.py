@@ -59,6 +59,8 @@ Likelihood of groups, bits/dim (probability-flow ODE, t_min = 1e-05)
                                         converge
 
 Detectors
+  detector                              two networks
+  threshold of its scores               0.5
   accuracy, fingerprint classifier      0.9985 (95 % interval 0.9956 to 0.9997; 1,997 of 2,000)
   accuracy, identity classifier         0.992 (95 % interval 0.985 to 0.996; 1,190 of 1,200)
   joint false hits, real images         0 (95 % interval 0 to 0.0037; 0 of 1,000)
@@ -69,7 +71,13 @@ Detectors
   sensitivity used, at least            0.93 (0.9 needed for "none found")
   audited memoriser, members            7 of its 4,000 samples taken for a member, 8 are
   audited memoriser, controls           0 (95 % interval 0 to 9.2e-4; 0 of 4,000)
-  threshold of both classifiers         0.5
+  worst head, real images               no false hit of any of 10 heads on 1,000 images
+  worst head, generated images          target 3, 0.0015 (95 % interval 3.1e-4 to 0.0044; 3 of
+                                        2,000); all heads alike: p = 0.012
+
+Audit of the auditor
+  memoriser, chains                     passed: it is found
+  controls, audited model               cannot tell: too few
 
 Cost
   strategy of the search                coarse_to_fine for 0.050 of what the exhaustive search would
@@ -172,7 +180,21 @@ EMPTY_TESTS = audit.MemberTests(
     nll_rank_p=None,
     bits_per_dim=None,
 )
+RATES = [i / 32 for i in range(32, -1, -1)]
+
+
+def roc(decision, condition, area, *, false=(2, 400, 6.1e-4, 0.018)):
+    """A curve on which both rates fall evenly."""
+    return audit.RocCurve(
+        decision, condition, area, area - 0.02, min(1.0, area + 0.01),
+        rate(630, 640, 0.9714, 0.9925), rate(*false), [r**0.1 for r in RATES], [r**4 for r in RATES],
+    )  # fmt: skip
+
+
 DETECTOR = audit.Detector(
+    description="two networks",
+    marks=True,
+    advice="train them longer",
     fingerprint_accuracy=rate(1997, 2000, 0.99562, 0.99969),
     identity_accuracy=rate(1190, 1200, 0.98473, 0.996),
     joint_false_real=rate(0, 1000, 0.0, 0.00368),
@@ -186,7 +208,25 @@ DETECTOR = audit.Detector(
     sensitivity_lower=0.93328,
     false_rate_upper=0.00237,
     threshold=0.5,
+    roc=[
+        roc("fingerprint", "plain", 0.998),
+        roc("joint", "plain", 0.99),
+        roc("joint", "noise", 0.95, false=(1, 3, 0.008, 0.906)),
+        dataclasses.replace(roc("joint", "residue", NAN, false=(0, 0, 0.0, 1.0)), false_rates=[]),
+    ],
+    heads=[
+        audit.Heads("real", 1000, [0] * 10, 0, rate(0, 1000, 0.0, 0.00368), 1.0),
+        audit.Heads("generated", 2000, [0, 0, 3, 0], 3, rate(3, 2000, 3.09e-4, 0.00438), 0.0123),
+    ],
 )
+
+
+def at(threshold, detected):
+    return audit.AtThreshold(
+        0, threshold, detected, 1, 2000, 0.001, rate(158, 160, 0.9556, 0.99848), 0.6, 0.4343, 0.4, 0.5
+    )
+
+
 LEAK = audit.AuditResult(
     name="phantom",
     verdict=audit.Verdict(
@@ -219,6 +259,11 @@ LEAK = audit.AuditResult(
     exhaustive_evaluations=1_202_460,
     settings=audit.AuditSettings(),
     provenance={"versions": {"jax": "0.10.2"}, "commit": "0123abc", "seeds": [1, 2]},
+    self_tests=[
+        audit.SelfTest("memoriser, chains", True, True, "it is found"),
+        audit.SelfTest("controls, audited model", False, True, "too few"),
+    ],
+    thresholds=[at(0.1, 30), at(0.5, 9), at(0.9, 5)],
 )
 UNDECIDED = dataclasses.replace(
     LEAK,
@@ -226,7 +271,18 @@ UNDECIDED = dataclasses.replace(
     verdict=audit.Verdict("inconclusive", [], ["few samples <of> it"], ["draw more"]),
     targets=[CENSORED, NOTHING],
     tests=[EMPTY_TESTS, dataclasses.replace(EMPTY_TESTS, row=1, nll_rank_p=NAN)],
-    detector=dataclasses.replace(DETECTOR, joint_false_generated=rate(0, 0, 0.0, 1.0), sensitivity_lower=NAN),
+    detector=dataclasses.replace(
+        DETECTOR,
+        joint_false_generated=rate(0, 0, 0.0, 1.0),
+        sensitivity_low=rate(2, 3, 0.09, 0.99),
+        sensitivity_lower=NAN,
+        marks=False,
+        fingerprint_accuracy=None,
+        roc=[],
+        heads=[],
+    ),
+    self_tests=[audit.SelfTest("memoriser, chains", True, False, "it is <not> found")],
+    thresholds=[],
     nll=[audit.NllGroup("held-out", [], NAN, NAN, 3)],
     num_samples=10,
     num_fingerprint=2,
@@ -246,7 +302,20 @@ def pictures(num_targets, num_hits, channels=1):
         return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, channels), np.uint8)
 
     return report.ReportImages(
-        draw(num_targets, 0), draw(num_targets, 1), draw(5, 2), draw(9, 3), draw(num_hits, 4), np.zeros(num_hits, int)
+        draw(num_targets, 0),
+        draw(num_targets, 1),
+        draw(5, 2),
+        draw(9, 3),
+        draw(num_hits, 4),
+        np.zeros(num_hits, int),
+        errors={
+            "fingerprint_false": (draw(3, 5), None),
+            "control": (draw(1, 6), np.array([1])),
+            "missed": (draw(0, 7), np.zeros(0, int)),
+        }
+        if num_hits
+        else {},
+        examples={"identity": (draw(4, 8), np.array([True, False, True, False]))} if num_hits else {},
     )
 
 
@@ -259,6 +328,7 @@ TRAINED = report.Training(
     tflop_per_s=0.0123,
     samples=np.random.default_rng(5).integers(0, 256, (3, 16, 16, 1), np.uint8),
     samples_step=20,
+    classifiers={"identity": ([1, 2, 3], [0.7, 0.3, 0.1], [0.6, 0.4, 0.5])},
 )
 UNTRAINED = report.Training()
 DIAGNOSED = audit.NllDiagnostics({"converged": 4, "max steps": 1, "non-finite": 0}, -1.42, 3.05, 0.0213, 182.0, 260)
@@ -343,6 +413,9 @@ def test_text_shows_gaps_and_censored_values():
     for expected in (
         "t' (largest t with a return) >= 0.6 (95 % of repeats 0.5 to >= 0.6)",
         "t50 (half the chains return) >= 0.60 (95 % interval 0.55 to >= 0.60)",
+        "sensitivity, chains from low noise 2 of 3, too few to state a rate",
+        "memoriser, chains FAILED: it is <not> found",
+        "accuracy of the detector 0.992",
         "t' (largest t with a return) none (95 % of repeats none to none)",
         "0.05 (95 % interval 0 to 0.10)",
         "t'_alpha (returns above the floor) none (95 % of repeats none to 0.2; floor n/a)",
@@ -427,8 +500,9 @@ def test_figures_show_what_there_is():
     def drawn(name, *, show_members):
         return set(report.draw_figures(*CASES[name], show_members=show_members))
 
-    charts = {"search", "ranking", "likelihood", "training"}
-    assert drawn("leak", show_members=True) == charts | {"targets", "hits", "samples", "train", "on_the_way"}
+    charts = {"search", "ranking", "likelihood", "training", "roc", "thresholds", "classifiers"}
+    errors = {"error_fingerprint_false", "error_control", "examples_identity"}
+    assert drawn("leak", show_members=True) == charts | errors | {"targets", "hits", "samples", "train", "on_the_way"}
     assert drawn("leak", show_members=False) == charts
     assert drawn("undecided", show_members=True) == {"search", "targets", "samples", "train"}
     assert drawn("densities", show_members=False) == charts | {"snapshots", "bound"}
@@ -479,7 +553,8 @@ def test_html_embeds_every_figure_with_an_alt_text(case):
 
 def test_html_leaves_pictures_out(case):
     figures = case[1]
-    secret = {name for name in figures if name in ("targets", "hits", "samples", "train", "on_the_way")}
+    secret = {name for name in figures if report._is_picture(name)}
+    assert secret >= {"targets", "samples", "train"}
     shown, hidden = (page_of(case, show_members=show) for show in (True, False))
     assert secret
     for name in secret:
@@ -505,6 +580,33 @@ def test_html_shows_the_training():
     higher = report.draw_figures(result, images, training._replace(grad_norm=[2.0, 1.0, 0.5]), show_members=True)
     assert [name for name in figures if higher[name] != figures[name]] == ["training"]
     assert "No loss was logged" in report.to_html(result, {}, UNTRAINED, show_members=True)
+
+
+def test_html_shows_what_the_detectors_err():
+    result, images, training = CASES["leak"]
+    figures = report.draw_figures(result, images, training, show_members=True)
+    text = report.to_html(result, figures, training, show_members=True)
+    row = '<th scope="row">joint, plain</th><td>0.990 (0.970 to 1.000)</td><td>0.984 (95 % interval'
+    assert row in text
+    assert "<td>1 of 3, too few to state a rate</td>" in text
+    assert '<th scope="row">joint, residue</th><td>n/a</td>' in text
+    assert '<th scope="row">0.5 (used)</th><td>9 of 2,000</td><td>1 of 2,000</td><td>0.0010</td>' in text
+    assert "not beneath it" not in text
+    for kind in ("fingerprint_false", "control"):
+        assert report.ERRORS[kind] in text
+    assert report.ERRORS["missed"] not in text
+    # Points of a curve and of a threshold move their figures, and no other.
+    joint = dataclasses.replace(DETECTOR.roc[1], found_rates=RATES)
+    for changed, name in (
+        ({"detector": dataclasses.replace(DETECTOR, roc=[DETECTOR.roc[0], joint, *DETECTOR.roc[2:]])}, "roc"),
+        ({"thresholds": [at(0.1, 31), *LEAK.thresholds[1:]]}, "thresholds"),
+    ):
+        other = report.draw_figures(dataclasses.replace(result, **changed), images, training, show_members=True)
+        assert [key for key in figures if other[key] != figures[key]] == [name]
+    silent = report.draw_figures(result, images._replace(errors={}, examples={}), training, show_members=True)
+    assert "<h3>Errors of the detectors</h3>\n<p>None.</p>" in report.to_html(
+        result, silent, training, show_members=True
+    )
 
 
 def test_html_escapes_values():

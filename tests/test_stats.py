@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from scipy.special import expit
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from fpjax import stats
 from fpjax.checks import RequestError
@@ -492,3 +492,58 @@ def test_t_prime_range_without_hits():
     lower, upper = stats.t_prime_range([0.2, 0.4], [0, 0], [16, 16])
     assert lower == 0.0
     assert upper >= 0.2
+
+
+# Detectors
+
+
+def scores_above(positives, negatives, thresholds):
+    return [[int((scores > c).sum()) for c in thresholds] for scores in (positives, negatives)]
+
+
+def test_roc_area_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(3)
+    positives, negatives = rng.integers(0, 9, 40) + 0.5, rng.integers(0, 7, 60) - 0.5
+    area = stats.roc_area(*scores_above(positives, negatives, np.arange(-1, 10)), positives=40, negatives=60)
+    pairs = positives[:, None] - negatives[None]
+    assert area.estimate == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
+    assert 0 < area.lower < area.estimate < area.upper < 1
+    # Twenty images that three heads judged each say less than sixty, more images more.
+    few = stats.roc_area(*scores_above(positives, negatives, np.arange(-1, 10)), positives=40, negatives=60, units=20)
+    assert few.lower < area.lower
+    assert few.upper > area.upper
+
+
+def test_roc_area_of_scores_in_order_has_an_honest_interval():
+    area = stats.roc_area([30] * 3, [0] * 3, positives=30, negatives=50)
+    assert (area.estimate, area.upper) == (1.0, 1.0)
+    assert 0.8 < area.lower < 0.99
+    worst = stats.roc_area([0] * 3, [50] * 3, positives=30, negatives=50)
+    assert (worst.estimate, worst.lower) == (0.0, 0.0)
+    assert worst.upper == pytest.approx(1 - area.lower, abs=1e-6)
+    with pytest.raises(RequestError, match="positives: got 3"):
+        stats.roc_area([1, 2], [0, 0], positives=3, negatives=3)
+    with pytest.raises(RequestError, match="negatives"):
+        stats.roc_area([1], [0], positives=3, negatives=0)
+
+
+@pytest.mark.parametrize(("m", "n", "true", "spread"), [(20, 20, 0.95, 1.0), (64, 256, 0.99, 3.0), (40, 100, 0.8, 0.3)])
+def test_roc_area_intervals_cover(m, n, true, spread):
+    """Normal scores; 300 runs tell a coverage of 0.9 from 0.95."""
+    rng, thresholds = np.random.default_rng(4), np.linspace(-6, 9, 61)
+    mean, covered = norm.ppf(true) * np.sqrt(1 + spread**2), 0
+    for _ in range(300):
+        counts = scores_above(rng.normal(mean, spread, m), rng.normal(0, 1, n), thresholds)
+        area = stats.roc_area(*counts, positives=m, negatives=n)
+        covered += area.lower <= true <= area.upper
+    assert covered >= 0.9 * 300
+
+
+def test_equal_counts_p_is_that_of_all_ways_to_fall():
+    # Six hits on two heads: 6 and 0 either way, 2 of 64 ways; 5 and 1 or more extreme, 14 of 64.
+    for counts, exact in (([6, 0], 2 / 64), ([5, 1], 14 / 64), ([3, 3], 1.0)):
+        p = stats.equal_counts_p(counts, seed=0)
+        assert abs(p - exact) < 4.5 * np.sqrt(exact * (1 - exact) / 9999) + 1e-4
+    assert stats.equal_counts_p([0, 0, 0], seed=0) == stats.equal_counts_p([7], seed=0) == 1.0
+    with pytest.raises(RequestError, match="counts"):
+        stats.equal_counts_p([0.5, 1.0], seed=0)

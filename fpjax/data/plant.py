@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from ..artifacts import SCHEMA_VERSION
 from ..checks import check
@@ -161,6 +161,20 @@ def _choose(splits: Splits, settings: DataSettings) -> Planted:
             for index in rows
         ),
     )
+
+
+def held_out_rows(planted: Planted) -> Int[np.ndarray, " n"]:
+    """Rows of `test` that equal no image which a score model or a detector may have seen, nor each other.
+
+    They are the same for any `num_train`: what the model does not train on, detectors may.
+    """
+    seen = {digest for part in (planted.train, planted.reserve, planted.val) for digest in image_digests(part)}
+    rows = []
+    for row, digest in enumerate(image_digests(planted.test)):
+        if digest not in seen:
+            seen.add(digest)
+            rows.append(row)
+    return np.asarray(rows, int)
 
 
 def describe(splits: Splits, planted: Planted, settings: DataSettings) -> dict[str, Any]:

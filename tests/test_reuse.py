@@ -1,0 +1,96 @@
+"""Classifiers of another run (`classifiers.path`): whose they may be, and that their directory is needed once."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import smoke as smoke_config
+from fpjax import pipeline
+from fpjax.checks import RequestError
+from fpjax.config import make_config
+from fpjax.data.plant import held_out_rows
+from fpjax.data.source import image_digests
+
+from .conftest import launch
+
+
+def run_of(workdir, **changes):
+    """A run of the smoke config with fields changed, each named SECTION__FIELD."""
+    config = smoke_config.get_config()
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return pipeline.Run(make_config(config), workdir)
+
+
+def test_another_runs_classifiers_are_used_for_another_training_set(smoke, environment, tmp_path):
+    shutil.copytree(smoke[0], tmp_path / "first")
+    flags = [
+        f"--workdir={tmp_path / 'second'}",
+        f"--config.classifiers.path={tmp_path / 'first'}",
+        "--config.data.num_train=5",
+        "--stage=data,classifiers",
+    ]
+    done = launch(environment, *flags)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / name / "classifiers.json").read_text()) for name in ("first", "second"))
+    data = [json.loads((tmp_path / name / "data.json").read_text()) for name in ("first", "second")]
+    assert [each["num_train"] for each in data] == [8, 5]
+    assert data[0]["sha256"]["targets"] == data[1]["sha256"]["targets"]
+    assert second["weights_sha256"] == first["weights_sha256"] == second["reused"]["weights_sha256"]
+    assert second["reused"]["data_digest"] == data[0]["digest"]
+    # The same detectors on the same held-out images, which neither model was trained on, err alike.
+    assert second["errors"] == first["errors"]
+    # The directory has served; no file of the run names it.
+    shutil.rmtree(tmp_path / "first")
+    again = launch(environment, *flags)
+    assert again.returncode == 0, again.stderr
+    assert "classifiers: done already" in again.stderr
+    assert not any(
+        str(tmp_path / "first").encode() in path.read_bytes()
+        for path in (tmp_path / "second").rglob("*")
+        if path.is_file()
+    )
+    run = run_of(tmp_path / "second", data__num_train=5, classifiers__path=str(tmp_path / "first"))
+    scores = run.detector.detect(jnp.asarray(run.targets))
+    own = run_of(smoke[0]).detector.detect(jnp.asarray(run.targets))
+    for mine, theirs in zip(scores, own, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    # Asking for classifiers of its own now is another request.
+    with pytest.raises(RequestError, match="got a run whose classifiers were those of another"):
+        _ = run_of(tmp_path / "second", data__num_train=5).reused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__seed": 1}, "classifiers.path: got a run with other targets, .*data.seed"),
+        ({"data__num_controls": 1}, "classifiers.path: got a run with other targets"),
+        ({"data__num_test": 25}, "classifiers.path: got a run with other images"),
+        ({"resnet__width": 8}, "classifiers.path: got a run with other networks"),
+    ],
+)
+def test_classifiers_that_do_not_fit_are_refused(smoke, tmp_path, changes, message):
+    with pytest.raises(RequestError, match=message):
+        _ = run_of(tmp_path, classifiers__path=str(smoke[0]), **changes).data
+
+
+def test_directories_without_classifiers_are_refused(smoke, tmp_path):
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(RequestError, match="classifiers.path: got a directory without trained classifiers"):
+            _ = run_of(tmp_path / "run", classifiers__path=str(path)).reused
+    with pytest.raises(RequestError, match="got a run whose classifiers were its own"):
+        _ = run_of(smoke[0], classifiers__path=str(tmp_path)).reused
+
+
+def test_held_out_images_are_in_no_other_part(tmp_path):
+    planted = run_of(tmp_path).planted
+    copies = np.concatenate([planted.train[-1:], planted.reserve[:1], planted.val[:1], planted.test[:2]])
+    planted = planted._replace(test=np.concatenate([copies, planted.test]))
+    rows = held_out_rows(planted)
+    assert rows.tolist() == [3, 4, *range(7, len(planted.test))]
+    seen = {digest for part in (planted.train, planted.reserve, planted.val) for digest in image_digests(part)}
+    assert not seen & set(image_digests(planted.test[rows]))
