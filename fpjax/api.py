@@ -14,7 +14,8 @@ from .checks import check
 from .count import CountResult, CountSettings, count
 from .sampling import SamplerSettings, make_grid, make_sampler
 from .sde import Process
-from .search import count_returns, spaced_levels
+from .search import count_returns
+from .strategies import spaced_levels
 from .types import DetectFn, Key
 
 
