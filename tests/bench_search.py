@@ -29,6 +29,7 @@ from fpjax.models.unet import UNet
 from fpjax.sampling import make_sampler
 from fpjax.score import make_score_fn
 from fpjax.sde import time_grid
+from fpjax.search import SearchSettings, search
 
 pytestmark = pytest.mark.bench
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -100,10 +101,35 @@ class Bench:
             self.counts["useful"], self.counts["executed"] = block.state.num_useful, block.state.num_executed
         return self.counts["useful"]
 
+    def coarse_to_fine(self):
+        """The strategy with a fortieth of the levels in each of its looks, and a detector that costs nothing."""
+        few = max(3, self.levels // 40)
+        settings = SearchSettings(
+            strategy="coarse_to_fine",
+            member_levels=self.levels,
+            member_chains=self.chains,
+            coarse_levels=few,
+            fine_levels=few,
+            confirm_chains=self.chains,
+            rank_levels=1,
+            rank_chains=1,
+        )
+        options = {"num_members": 1, "threshold": 0.5, "key": self.key}
+        return search(self.engine, self.params, self.target, _detect, settings, **options).evaluations
+
     @property
     def searches(self):
         """What is compared; another strategy is one more method and one more line here."""
-        return {"engine, exhaustive": self.exhaustive, "loop over levels": self.plain_loop}
+        return {
+            "engine, exhaustive": self.exhaustive,
+            "engine, coarse_to_fine": self.coarse_to_fine,
+            "loop over levels": self.plain_loop,
+        }
+
+
+@jax.jit
+def _detect(images):
+    return jnp.ones(len(images)), jnp.exp(-jnp.mean(images**2, axis=(1, 2, 3)))[:, None]
 
 
 def alternate(contestants, rounds):
@@ -159,7 +185,7 @@ def test_search():
     text, found = report(bench, 1)
     assert found["evaluations"] == bench.num_steps == 16 * 12 * 13 // 2
     assert 0.5 < found["useful"] <= 1
-    assert text.count("\n|") == 5
+    assert text.count("\n|") == 6
 
 
 if __name__ == "__main__":
