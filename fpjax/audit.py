@@ -140,6 +140,16 @@ class NllGroup:
 
 
 @dataclasses.dataclass(frozen=True)
+class Likeness:
+    """How far a plain sample is from a member, pixel by pixel, in model range."""
+
+    target: int  # row of the member
+    mse: float
+    mae: float
+    score: float | None  # joint score as that member; None: above the threshold
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """The answer, in one word, with why and what would settle it."""
 
@@ -174,6 +184,8 @@ class AuditResult:
     settings: AuditSettings
     provenance: dict[str, Any]
     stamped: bool = True  # False: targets carry no mark
+    hits: list[Likeness] = dataclasses.field(default_factory=list)  # the first samples detected as a member
+    near_misses: list[Likeness] = dataclasses.field(default_factory=list)  # nearest to a member of those not detected
 
 
 def _rate(hits: int, trials: int, confidence: float) -> Rate:
@@ -485,4 +497,6 @@ def make_audit(
         settings=settings,
         provenance=provenance,
         stamped=stamped,
+        hits=[Likeness(**hit, score=None) for hit in count["hits"]],
+        near_misses=[Likeness(**miss) for miss in count["near_misses"]],
     )

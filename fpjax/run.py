@@ -42,7 +42,7 @@ NEEDS = {
 }
 NUM_GRID = 16  # samples in a grid
 # Files beside STAGE.json without which a stage is not done.
-FILES = {"count": ("samples/count.npz",)}
+FILES = {"count": ("samples/count.npz",), "search": ("samples/search.npz",)}
 
 
 class Run:
