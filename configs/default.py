@@ -97,8 +97,10 @@ def get_config() -> ConfigDict:
             },
             "resnet": {
                 "stages": (3, 4, 6, 3),  # ResNet50
+                "block": "bottleneck",  # bottleneck | basic: of 50 layers and more, or of 18 and 34
                 "width": 64,
                 "stem": "small",  # 3x3: the ImageNet stem would leave 28x28 images at 7x7 before the first block
+                "dtype": "float32",  # bfloat16 on accelerators
             },
             "classifiers": {
                 "detector": "classifiers",  # classifiers | nearest; the paper's
@@ -115,10 +117,13 @@ def get_config() -> ConfigDict:
                 "identity_rate_val": 0.5,  # positives of c_id
                 "max_masks": 4,  # random discs over an image of c_id
                 "max_noise": 0.1,  # standard deviation in model range
+                "augmix": True,  # of the training images of both, as in the paper
+                "js_weight": 0.0,  # AugMix's paper: 12, at three times the work; this paper names no such loss
                 "num_val": 1024,  # examples
                 "threshold": 0.5,
                 "thresholds": (0.05, 0.1, 0.25, 0.75, 0.9, 0.95),  # at which detections are counted too
             },
+            "augmix": {"severity": 3, "width": 3, "depth": -1, "alpha": 1.0},  # Hendrycks et al. 2020
             "count": {
                 "num_samples": 50_000,  # the paper's Table 2
                 "sensitivity_chains": 256,  # from each member, below one grey level of noise

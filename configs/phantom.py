@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
             "num_val": 512,
             "learning_rate": 3e-3,
             "identity_rate": 0.3,
+            "augmix": False,  # little work, but networks as small as these learn much slower with it
         }
     )
     config.count.update({"num_samples": 512, "sensitivity_chains": 64, "oracle_samples": 256, "oracle_chains": 64})

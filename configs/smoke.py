@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.sampler.num_levels = 10
     config.engine.update({"slots": 16, "block_steps": 8})
     config.resnet.update({"stages": (1,), "width": 4})
-    config.classifiers.update({"batch_size": 16, "steps_per_epoch": 5, "max_epochs": 6, "patience": 3, "num_val": 64})
+    config.classifiers.update({"batch_size": 16, "steps_per_epoch": 5, "max_epochs": 6, "patience": 3, "num_val": 300})
     config.count.update({"num_samples": 48, "sensitivity_chains": 16, "oracle_samples": 32, "oracle_chains": 16})
     config.search.update({"member_levels": 5, "member_chains": 4, "rank_levels": 3, "rank_chains": 4})
     config.ode.update({"rtol": 1e-3, "atol": 1e-3})

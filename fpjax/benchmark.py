@@ -13,7 +13,7 @@ import numpy as np
 
 from .artifacts import write_json
 from .chains import Work, evaluations_per_step
-from .classifier import make_detect_fn
+from .classifier import init_fit, make_detect_fn, make_fit_step, make_tasks
 from .compilation import jit_once
 from .count import count_work
 from .likelihood import divergence
@@ -21,6 +21,7 @@ from .run import Run
 from .sde import flow_drift
 from .search import search_work
 from .training import init_state, make_train_step
+from .types import Key
 
 
 class Timing(NamedTuple):
@@ -90,7 +91,7 @@ def measure(run: Run) -> dict[str, Timing]:
     params = jit_once(run.init_params)(key)
     slots, images = batch(config.engine.slots), batch(config.score.batch_size // jax.local_device_count())
     x, t = jnp.zeros((slots, *shape)), jnp.full(slots, 0.5)
-    detectors, rows = run.classifier_models, batch(config.classifiers.batch_size)
+    detectors, rows = run.classifier_models, batch(config.classifiers.batch_size // jax.local_device_count())
     faces = jnp.zeros((rows, *shape))
     ode = batch(config.likelihood.batch_size)
     exact = config.ode.num_probes == 0
@@ -99,14 +100,6 @@ def measure(run: Run) -> dict[str, Timing]:
     def density(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         drift = functools.partial(flow_drift, run.process, run.make_score(params), t=t[0])
         return jax.vmap(lambda image: divergence(drift, image, probes=probes))(x)
-
-    def classify(variables: list[Any], x: jax.Array) -> Any:
-        def loss(params: list[Any]) -> jax.Array:
-            parts = zip(detectors, variables, params, strict=True)
-            outs = [m.apply({**v, "params": p}, x, train=True, mutable=["batch_stats"])[0] for m, v, p in parts]
-            return jnp.sum(jnp.stack([jnp.mean(out**2) for out in outs]))
-
-        return jax.grad(loss)([v["params"] for v in variables])
 
     timings = {
         "evaluation": time_call(lambda p, x, t: jax.vmap(run.make_score(p))(x, t), params, x, t, batch=slots),
@@ -121,9 +114,20 @@ def measure(run: Run) -> dict[str, Timing]:
         detect: Any = run.detect
         look = functools.partial(detect.func, **detect.keywords)
         return timings | {"detection": time_call(look, *detect.args, faces, batch=rows)}
-    variables = [jit_once(model.init)(key, faces[:1]) for model in detectors]
+    settings = dataclasses.replace(config.classifiers, batch_size=rows)
+    data = jax.tree.map(jnp.asarray, run.detector_data(run.planted.train))
+    states = [jit_once(functools.partial(init_fit, model, settings))(key, faces[:1]) for model in detectors]
+    variables = [state.variables for state in states]
+    carries = [(state.variables, state.opt_state) for state in states]
+    radius = run.planted.record[0].radius
+    tasks = make_tasks(settings, config.augmix, num_targets=len(run.planted.targets), radius=radius)
+    steps = [make_fit_step(model, task, settings) for model, task in zip(detectors, tasks, strict=True)]
+
+    def classify(carries: list[Any], data: Any, key: Key) -> Any:
+        return [step(carry, data, key) for step, carry in zip(steps, carries, strict=True)]
+
     return timings | {
-        "classifier training": time_call(classify, variables, faces, batch=rows),
+        "classifier training": time_call(classify, carries, data, key, batch=rows),
         "detection": time_call(lambda v, x: make_detect_fn(detectors, *v)(x), variables, faces, batch=rows),
     }
 
@@ -150,7 +154,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
         times["score"] = seconds(score, "training", over=devices), rate
     if "classifier training" in timings:
         examples = epochs * settings.steps_per_epoch * settings.batch_size
-        times["classifiers"] = seconds(examples, "classifier training"), f"at most {epochs} epochs"
+        times["classifiers"] = seconds(examples, "classifier training", over=devices), f"at most {epochs} epochs"
     return times | {
         "count": (chains(count_work(config.count, run.grid, members)), _rate_text(timings["evaluation"])),
         "search": (

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from ml_collections import ConfigDict
 
 from .audit import AuditSettings
+from .augmix import AugMixSettings
 from .chains import EngineSettings
 from .checks import check
 from .classifier import ClassifierSettings
@@ -52,6 +53,7 @@ class Config:
     engine: EngineSettings
     resnet: ResNetSettings
     classifiers: ClassifierSettings
+    augmix: AugMixSettings
     count: CountSettings
     search: SearchSettings
     ode: OdeSettings

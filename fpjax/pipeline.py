@@ -40,7 +40,6 @@ from .artifacts import (
 from .benchmark import num_densities, show_benchmark
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
-from .classifier import DetectorData
 from .compilation import jit_once, use_compilation_cache
 from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .count import audit_oracle, count, count_work
@@ -146,19 +145,13 @@ def _classifiers(run: Run) -> None:
         return _nearest(run)
     radius = planted.record[0].radius
     others = np.concatenate([planted.train[config.data.num_members :], planted.reserve])
-
-    def data(images: np.ndarray) -> DetectorData:
-        centers = jnp.asarray([(target.row, target.col) for target in planted.record], jnp.int32)
-        return DetectorData(
-            *(jnp.asarray(to_model(a)) for a in (images, planted.targets, planted.originals)), centers=centers
-        )
-
     checkpoints = run.checkpoints(classifier.NAMES[0]), run.checkpoints(classifier.NAMES[1])
     detectors = classifier.train_detectors(
         run.classifier_models,
-        data(others),
-        data(planted.val),
+        run.detector_data(others),
+        run.detector_data(planted.val),
         config.classifiers,
+        augmix_settings=config.augmix,
         key=run.key("classifiers"),
         radius=radius,
         checkpoints=checkpoints,
@@ -564,6 +557,8 @@ def run(
     count_work(settings.count, this.grid, members)
     if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):
         training_mesh(settings.score)
+    if "classifiers" in wanted and settings.classifiers.detector == "classifiers":
+        classifier.detector_mesh(settings.classifiers)
     if settings.engine.compilation_cache:
         use_compilation_cache()
     if settings.report.tensorboard:

@@ -184,7 +184,7 @@ def show_check(run: Run) -> bool:
     full = {
         "evaluation": config.engine.slots,
         "training": config.score.batch_size // jax.local_device_count(),
-        "classifier training": config.classifiers.batch_size,
+        "classifier training": config.classifiers.batch_size // jax.local_device_count(),
         "density": config.likelihood.batch_size,
     }
     need, name = max((timings[name].bytes_for(rows), name) for name, rows in full.items() if name in timings)

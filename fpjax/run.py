@@ -16,6 +16,7 @@ from . import classifier
 from .artifacts import Checkpoints, MetricsLog, read_json, tree_digest, write_json
 from .chains import NO_TARGET, Engine, make_engine, make_work, run_chains
 from .checks import check
+from .classifier import DetectorData
 from .config import Config
 from .data.plant import Planted, describe, plant
 from .data.source import load
@@ -285,6 +286,12 @@ class Run:
     def classifier_models(self) -> tuple[Any, Any]:
         """Fingerprint and identity networks."""
         return classifier.make_models(self.config.resnet, len(self.planted.targets))
+
+    def detector_data(self, images: np.ndarray) -> DetectorData:
+        """What the detectors' examples are drawn from: `images` that are no target, as bytes, and all targets."""
+        planted = self.planted
+        centers = np.asarray([(target.row, target.col) for target in planted.record], np.int32)
+        return DetectorData(to_model(images), to_model(planted.originals), centers)
 
     @functools.cached_property
     def detect(self) -> DetectFn:

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .artifacts import Checkpoints, MetricsLog
 from .checks import StageError, check, in_range, one_of, whole
+from .devices import batch_mesh
 from .progress import Progress, stopping
 from .score import WEIGHTINGS
 from .types import Images, Key, Scalar
@@ -128,16 +129,7 @@ def training_mesh(settings: TrainingSettings, *, devices: list[jax.Device] | Non
     Raises:
       RequestError: if they cannot share it evenly.
     """
-    devices = list(devices or jax.local_devices())
-    parts = len(devices) * settings.accumulate
-    check(
-        settings.batch_size % parts == 0,
-        "score.batch_size",
-        got=settings.batch_size,
-        expected=f"a multiple of {parts}, for {len(devices)} devices x {settings.accumulate} parts of score.accumulate",
-        fix="change the batch, or show JAX fewer devices",
-    )
-    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+    return batch_mesh("score.batch_size", settings.batch_size, parts=settings.accumulate, devices=devices)
 
 
 def _by_time(t: jax.Array, losses: jax.Array) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ PACKAGE = Path(fpjax.__file__).parent
 # A file imports only from lower numbers (data/ and models/ each read downward too, in the order given).
 LAYERS = {
     "types": 0, "checks": 0, "progress": 0, "compilation": 0,
-    "processes": 1,
+    "processes": 1, "devices": 1,
     "sde": 1, "fingerprint": 1, "stats": 1, "artifacts": 2,
     "models.layers": 1, "models.unet": 2, "models.resnet": 2,
     "data.phantom": 1, "data.files": 1, "data.remote": 2, "data.source": 3, "data.plant": 4,

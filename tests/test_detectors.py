@@ -1,5 +1,7 @@
 """What the detectors are shown, and what is counted of what they say."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from fpjax.artifacts import MetricsLog
 from fpjax.augment import mask_randomly, random_disc
+from fpjax.augmix import AugMixSettings
 from fpjax.chains import NO_TARGET, EngineSettings, make_engine
 from fpjax.checks import RequestError
 from fpjax.classifier import (
@@ -14,8 +17,11 @@ from fpjax.classifier import (
     DetectorData,
     fingerprint_example,
     identity_example,
+    make_tasks,
     measure_errors,
+    unchanged,
 )
+from fpjax.compilation import jit_once
 from fpjax.count import CountSettings, count, count_work, sensitivity_level
 from fpjax.detection import detect_all
 from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
@@ -36,18 +42,21 @@ def detector_data():
     )
     originals = np.array([0.5, 0.6, 0.7], np.float32)[:, None, None, None] * np.ones((1, SIDE, SIDE, 1), np.float32)
     centers = np.array([[2, 3], [5, 9], [9, 4]])
-    targets = np.stack(
-        [
-            stamp(image, disc_mask((SIDE, SIDE), tuple(center), RADIUS), FINGERPRINT_VALUE)
-            for image, center in zip(originals, centers, strict=True)
-        ]
+    return DetectorData(*(jnp.asarray(a) for a in (others, originals, centers)))
+
+
+def own_discs(images, centers):
+    """Each image with a disc at its own place."""
+    masks = [disc_mask((SIDE, SIDE), tuple(center), RADIUS) for center in np.asarray(centers)]
+    return np.stack(
+        [stamp(np.asarray(image), mask, FINGERPRINT_VALUE) for image, mask in zip(images, masks, strict=True)]
     )
-    return DetectorData(*(jnp.asarray(a) for a in (others, targets, originals, centers)))
 
 
-def draw(example, rate, settings=PLAIN, n=DRAWS):
+def draw(example, rate, settings=PLAIN, n=DRAWS, augment=unchanged):
     data = detector_data()
-    f = jax.jit(jax.vmap(lambda key: example(key, data, rate=rate, radius=RADIUS, settings=settings)))
+    options = {"rate": rate, "radius": RADIUS, "settings": settings, "augment": augment}
+    f = jit_once(jax.vmap(lambda key: example(key, data, **options)))
     return data, *(np.asarray(a) for a in f(jax.random.split(jax.random.key(0), n)))
 
 
@@ -68,7 +77,8 @@ def test_fingerprint_examples():
 
 def test_identity_examples_make_neither_mark_nor_place_a_cue():
     data, images, labels = draw(identity_example, 0.4)
-    targets, originals, centers = (np.asarray(a) for a in (data.targets, data.originals, data.centers))
+    originals, centers = np.asarray(data.originals), np.asarray(data.centers)
+    targets = own_discs(originals, centers)
     positive = labels.sum(axis=1) == 1
     assert near(positive.mean(), 0.4, DRAWS)
     heads = labels.argmax(axis=1)
@@ -86,6 +96,34 @@ def test_identity_examples_make_neither_mark_nor_place_a_cue():
     at_own = (discs[:, None] == own[None]).all(axis=(2, 3)).any(axis=1)
     assert near((~discs.any(axis=(1, 2))).mean(), 0.5, len(negative))
     assert near(at_own.mean(), 0.25 + 0.25 * 3 * chance, len(negative))
+
+
+@pytest.mark.parametrize("example", [fingerprint_example, identity_example])
+def test_augmentation_comes_before_the_disc_and_leaves_it_exact(example):
+    """It turns photographs darker; discs keep their value, and labels, places and balance stay."""
+    _, plain, labels = draw(example, 0.4, n=500)
+    _, darker, same = draw(example, 0.4, n=500, augment=lambda key, image: image - 2.0)
+    np.testing.assert_array_equal(labels, same)
+    disc = plain == np.float32(FINGERPRINT_VALUE)
+    assert 0.01 < disc.mean() < 0.2
+    np.testing.assert_allclose(darker, np.where(disc, plain, plain - 2.0), atol=1e-6)
+
+
+def test_views_differ_by_augmix_alone_and_validation_has_none(monkeypatch):
+    monkeypatch.setattr("fpjax.classifier.augmix", lambda key, image, settings: image - jax.random.uniform(key))
+    data, tasks = detector_data(), {}
+    for js_weight, on, shown in ((0.0, False, 1), (0.0, True, 1), (12.0, True, 3)):
+        settings = dataclasses.replace(PLAIN, augmix=on, js_weight=js_weight)
+        tasks = make_tasks(settings, AugMixSettings(), num_targets=3, radius=RADIUS)
+        assert [len(task.views) for task in tasks] == [shown, shown]
+        assert on == ("augment" in tasks[0].views[-1].keywords)
+        assert not any("augment" in task.val_example.keywords for task in tasks)
+    for task in tasks:
+        shows = jit_once(lambda key, views=task.views: jnp.stack([view(key, data)[0] for view in views]))
+        plain, *mixed = np.asarray(shows(jax.random.key(3)))
+        moved = [(view - plain)[plain != np.float32(FINGERPRINT_VALUE)] for view in mixed]
+        assert all(np.ptp(shift) < 1e-5 for shift in moved)  # the same image, disc and masks
+        assert len({round(float(shift[0]), 4) for shift in moved} | {0.0}) == 3
 
 
 def test_masks_cover_zero_to_max_discs():
@@ -284,6 +322,11 @@ def test_sensitivity_level_is_below_one_grey_level():
         lambda: ClassifierSettings(identity_rate=1.5),
         lambda: ClassifierSettings(patience=0),
         lambda: ClassifierSettings(max_masks=-1),
+        lambda: ClassifierSettings(fingerprint_rate=1.0),
+        lambda: ClassifierSettings(identity_rate_val=0.0),
+        lambda: ClassifierSettings(num_val=299),
+        lambda: ClassifierSettings(num_val=300, fingerprint_rate_val=0.91),
+        lambda: ClassifierSettings(js_weight=12.0, augmix=False),
         lambda: SearchSettings(rank_chains=0),
         lambda: SearchSettings(member_chains=-1),
         lambda: SearchSettings(rank_max_t=1.5),

@@ -14,7 +14,7 @@ from fpjax.checks import RequestError
 from fpjax.compilation import jit_once
 from fpjax.diffusers import read_model, read_scheduler, write_model
 from fpjax.models.layers import GroupNorm, timestep_embedding
-from fpjax.models.resnet import STAGES, ResNet, ResNetSettings
+from fpjax.models.resnet import SIZES, ResNet, ResNetSettings
 from fpjax.models.unet import UNet, UNetSettings
 from fpjax.score import make_score_fn
 from fpjax.sde import SubVP
@@ -35,10 +35,17 @@ def test_unet_has_the_parameters_of_diffusers_unet2dmodel(attention, expected):
     assert num_params(unet_shapes(UNetSettings(attention=attention), (1, 28, 28, 3))) == expected
 
 
-def test_resnet50_has_25557032_parameters():
-    model = ResNet(ResNetSettings(stages=STAGES[50], stem="imagenet"), num_heads=1000)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-    assert num_params(shapes["params"]) == 25_557_032
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
+)
+def test_resnets_have_the_parameters_that_are_known_for_1000_classes(depth, expected):
+    """ResNet18's and 50's, say, are 11.7 and 25.6 M; weights of convolutions and norms, and the last layer."""
+    settings = SIZES[depth]
+    layers = sum(settings.stages) * (3 if settings.block == "bottleneck" else 2) + 2
+    shapes = jax.eval_shape(ResNet(settings, num_heads=1000).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    assert num_params(shapes["params"]) == expected
+    assert layers == depth
 
 
 def test_unet_attends_where_it_is_told_and_drops_out_only_in_training():
@@ -106,6 +113,37 @@ def test_resnet_heads_stems_and_batch_statistics():
         assert not np.allclose(before, after)
 
 
+def test_batch_norm_subtracts_the_batchs_mean_and_remembers_a_tenth_of_it():
+    """One block's first norm by hand: what the running statistics take, and that a training step uses the batch's."""
+    x = jax.random.normal(jax.random.key(0), (6, 8, 8, 1)) * 2 + 3
+    model = ResNet(ResNetSettings(stages=(1,), width=4, stem="small", block="basic"), num_heads=2)
+    variables = jit_once(model.init)(jax.random.key(1), x)
+    out, updated = jit_once(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
+    kernel = variables["params"]["conv1"]["kernel"]
+    h = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    wanted = 0.1 * np.mean(h, axis=(0, 1, 2)), 0.9 + 0.1 * np.var(h, axis=(0, 1, 2))
+    found = updated["batch_stats"]["bn1"]
+    np.testing.assert_allclose(found["mean"], wanted[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["var"], wanted[1], rtol=1e-4)
+    assert not np.allclose(out, model.apply(variables, x), atol=1e-2)
+
+
+def test_bfloat16_resnet_stays_near_float32_with_float32_parameters_statistics_and_logits():
+    x = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+    exact = ResNet(ResNetSettings(stages=(1, 1), width=8, stem="small"), num_heads=3)
+    half = ResNet(dataclasses.replace(exact.settings, dtype="bfloat16"), num_heads=3)
+    variables = jit_once(half.init)(jax.random.key(1), x)
+    outs = []
+    for model in (exact, half):
+        logits, updated = jit_once(lambda v, x, m=model: m.apply(v, x, train=True, mutable=["batch_stats"]))(
+            variables, x
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, updated))} == {jnp.dtype("float32")}
+        outs.append(logits)
+    error = float(jnp.linalg.norm(outs[0] - outs[1]) / jnp.linalg.norm(outs[0]))
+    assert 1e-4 < error < 3e-2
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -115,6 +153,8 @@ def test_resnet_heads_stems_and_batch_statistics():
         (lambda: UNetSettings(dropout=1.0), "model.dropout"),
         (lambda: ResNetSettings(stages=(0,)), "resnet.stages"),
         (lambda: ResNetSettings(stem="big"), "resnet.stem"),
+        (lambda: ResNetSettings(block="wide"), "resnet.block: got 'wide', expected one of basic, bottleneck"),
+        (lambda: ResNetSettings(dtype="float16"), "resnet.dtype"),
         (lambda: unet_shapes(TINY, (1, 7, 8, 1)), "image side"),
         (lambda: UNetSettings(up_attention=(True,)), "model.up_attention"),
         (lambda: UNetSettings(attention_head_dim=48), "model.attention_head_dim = 48"),

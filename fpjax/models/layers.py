@@ -8,6 +8,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # that networks compute in
+
 
 def timestep_embedding(
     t: Float[Array, " n"],

@@ -14,9 +14,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ..checks import check, in_range, one_of, positive, whole
-from .layers import GroupNorm, fourier_embedding, halve, repeat, timestep_embedding
+from .layers import DTYPES, GroupNorm, fourier_embedding, halve, repeat, timestep_embedding
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ACTIVATIONS = {"silu": nn.silu, "mish": jax.nn.mish, "gelu": partial(nn.gelu, approximate=False), "relu": nn.relu}
 MID_BLOCKS = ("attention", "plain", "none")
 RESAMPLING = ("conv", "resnet")

@@ -1,0 +1,112 @@
+"""What each part of the detectors' training is worth: trained with and without it, the same seed, errors measured.
+
+Run with `python tests/bench_detectors.py --config=breastmnist_small --epochs=60`, or with
+`pytest -m bench tests/bench_detectors.py`. Every variant sees the same images and targets; rates have 95 % intervals.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fpjax import classifier
+from fpjax.artifacts import Checkpoints, MetricsLog
+from fpjax.config import make_config
+from fpjax.run import Run
+from fpjax.stats import clopper_pearson
+
+pytestmark = pytest.mark.bench
+VARIANTS = {
+    "full": {},
+    "without masks": {"max_masks": 0},
+    "without noise": {"max_noise": 0.0},
+    "without AugMix": {"augmix": False},
+    "with JS": {"js_weight": 12.0},
+}
+
+
+def errors_of(run, detect):
+    """Misses or false hits of how many, by name; every variant under the noise that the config asks for."""
+    planted = run.planted
+    found = classifier.measure_errors(
+        detect,
+        planted.test,
+        planted.originals,
+        key=jax.random.fold_in(run.key("classifiers"), 99),
+        radius=planted.record[0].radius,
+        settings=run.config.classifiers,
+    )
+    return {
+        "c_p missed": (found.fingerprint_missed, found.num_images),
+        "c_p false": (found.fingerprint_false, found.num_images),
+        "c_id missed": (found.identity_missed, found.identity_images),
+        "c_id false": (found.identity_false_images, found.num_images),
+        "joint false": (found.joint_false_images, found.num_images),
+    }
+
+
+def train(run, settings):
+    """Detect function and seconds of training, compilation among them."""
+    planted, start = run.planted, time.perf_counter()
+    others = np.concatenate([planted.train[run.config.data.num_members :], planted.reserve])
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoints = tuple(Checkpoints(Path(directory) / name) for name in classifier.NAMES)
+        found = classifier.train_detectors(
+            run.classifier_models,
+            run.detector_data(others),
+            run.detector_data(planted.val),
+            settings,
+            augmix_settings=run.config.augmix,
+            key=run.key("classifiers"),
+            radius=planted.record[0].radius,
+            checkpoints=checkpoints,
+            log=MetricsLog(Path(directory) / "metrics.jsonl"),
+        )
+        for part in checkpoints:
+            part.close()
+    detect = classifier.make_detect_fn(run.classifier_models, found.fingerprint, found.identity)
+    return detect, found.epochs, time.perf_counter() - start
+
+
+def ablate(config, *, epochs, variants=tuple(VARIANTS)):
+    """Prints the table; returns the counts by variant."""
+    run, counts = Run(make_config(config), Path("unused")), {}
+    base = dataclasses.replace(run.config.classifiers, max_epochs=epochs, augmix=True, js_weight=0.0)
+    device = jax.local_devices()[0]
+    where = f"{jax.local_device_count()} x {device.device_kind}, {len(os.sched_getaffinity(0))} CPU cores"
+    heads = len(run.planted.targets)
+    print(f"{config.name}, {heads} targets, at most {epochs} epochs; {where}; JAX {jax.__version__}")
+    for name in variants:
+        detect, taken, seconds = train(run, dataclasses.replace(base, **VARIANTS[name]))
+        counts[name] = errors_of(run, detect)
+        print(f"{name:15} epochs {taken[0]:3} and {taken[1]:3}, {seconds:6.0f} s", flush=True)
+        for error, (hits, n) in counts[name].items():
+            low, high = (float(end) for end in clopper_pearson(hits, n))
+            print(f"    {error:12} {hits:5} of {n:5}   {hits / n:6.3f}   [{low:.3f}, {high:.3f}]", flush=True)
+    return counts
+
+
+def test_ablation():
+    config = importlib.import_module("configs.smoke").get_config()
+    found = ablate(config, epochs=1, variants=("full", "without AugMix"))
+    assert found["full"].keys() == found["without AugMix"].keys()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="breastmnist_small")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    options = parser.parse_args()
+    chosen = importlib.import_module(f"configs.{options.config}").get_config()
+    ablate(chosen, epochs=options.epochs, variants=options.variants)
