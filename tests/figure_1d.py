@@ -121,7 +121,13 @@ def draw(mixture: Mixture, t: np.ndarray, ends: np.ndarray, path: Path) -> None:
         lower, upper = stats.clopper_pearson(hits, chains)
         rate = hits / num_chains
         right.errorbar(
-            rate, t, xerr=np.maximum([rate - lower, upper - rate], 0), fmt=".", color="#0072b2", markersize=4, elinewidth=0.8
+            rate,
+            t,
+            xerr=np.maximum([rate - lower, upper - rate], 0),
+            fmt=".",
+            color="#0072b2",
+            markersize=4,
+            elinewidth=0.8,
         )
         right.plot(exact_rate(mixture, fine), fine, color="black", linewidth=1.2)
         for axes in (below, right):
