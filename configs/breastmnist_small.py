@@ -16,5 +16,5 @@ def get_config() -> ConfigDict:
     config.data.update({"source": "medmnist", "name": "breastmnist", "side": 28, "num_train": 24, "num_controls": 19})
     config.model.update({"channels": (16, 16, 16), "attention": (False, False, False)})
     config.score.num_steps = 4000
-    config.likelihood.update({"num_train": 23, "num_held_out": 40})
+    config.likelihood.update({"num_train": 20, "num_held_out": 40})
     return config

@@ -149,8 +149,25 @@ def get_config() -> ConfigDict:
                 "t_min": 1e-5,
                 "max_steps": 4096,
                 "num_probes": 1,  # Hutchinson; 0: exact trace
+                "probe": "rademacher",  # rademacher | gaussian; the first has less noise
+                "trace_batch": 64,  # directions of the exact trace at once; fewer where memory is short
             },
-            "likelihood": {"num_train": 128, "num_held_out": 128, "batch_size": 64},  # images
+            "likelihood": {
+                "num_train": 128,
+                "num_held_out": 128,
+                "num_neighbours": 8,  # nearest to each member
+                "num_generated": 64,  # images
+                "repeats": 1,  # draws of noise and probes for each image; 5 in score_sde
+                "snapshots": False,  # True: under every checkpoint of score.keep_every too
+                "batch_size": 64,  # images in flight on each device
+                "block_steps": 4,  # of the solver, after which images that are done make room for others
+            },
+            "bound": {
+                "num_cells": 10,
+                "levels_per_cell": 20,  # over which each cell's sup is taken
+                "num_chains": 8,  # from each member at each level; 0: no bound
+                "repeats": 2,  # of each density, which tells the noise of the trace
+            },
             "audit": {
                 "leak_level": 0.01,
                 "rank_level": 0.05,  # of the two tests

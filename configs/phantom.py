@@ -56,5 +56,8 @@ def get_config() -> ConfigDict:
         {"member_levels": 20, "member_chains": 16, "rank_levels": 10, "rank_chains": 8, "rank_max_t": 0.6}
     )
     config.ode.update({"rtol": 1e-4, "atol": 1e-4})
-    config.likelihood.update({"num_train": 11, "num_held_out": 22, "batch_size": 16})
+    config.likelihood.update(
+        {"num_train": 8, "num_neighbours": 3, "num_held_out": 22, "num_generated": 16, "batch_size": 16}
+    )
+    config.bound.update({"num_cells": 5, "levels_per_cell": 2, "num_chains": 4})
     return config

@@ -21,5 +21,8 @@ def get_config() -> ConfigDict:
     config.count.update({"num_samples": 48, "sensitivity_chains": 16, "oracle_samples": 32, "oracle_chains": 16})
     config.search.update({"member_levels": 5, "member_chains": 4, "rank_levels": 3, "rank_chains": 4})
     config.ode.update({"rtol": 1e-3, "atol": 1e-3})
-    config.likelihood.update({"num_train": 2, "num_held_out": 4, "batch_size": 8})
+    config.likelihood.update(
+        {"num_train": 2, "num_neighbours": 2, "num_held_out": 4, "num_generated": 3, "batch_size": 8}
+    )
+    config.bound.update({"num_cells": 2, "levels_per_cell": 2, "num_chains": 2})
     return config

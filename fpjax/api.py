@@ -19,10 +19,10 @@ from .types import DetectFn, Key
 
 
 class ReturnCurves(NamedTuple):
-    """How many chains from each target at each level came back as it; M = `num_chains` were run at each."""
+    """How many chains from each target at each level came back as it."""
 
     t: np.ndarray  # (levels,) diffusion times, increasing
-    num_chains: int
+    num_chains: np.ndarray  # (targets, levels) that were run
     num_detected: np.ndarray  # (targets, levels) both scores above the threshold
     num_fingerprint: np.ndarray  # (targets, levels)
     num_identity: np.ndarray  # (targets, levels)
@@ -42,7 +42,7 @@ def _engine(
 ) -> Engine:
     """Engine of the model's chains; refuses scores that are not images, and keys of the old kind."""
     check(
-        isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key),
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
         "key",
         got=f"{type(key).__name__} {getattr(key, 'dtype', '')}",
         expected="a typed key",
@@ -122,7 +122,7 @@ def audit_search(
         and bool(np.all(np.diff(level, prepend=0) > 0))
         and level[-1] <= top,
         "levels",
-        got=list(np.ravel(level)[:8]),
+        got=np.ravel(level)[:8].tolist(),
         expected=f"strictly increasing integers in 1..{top}",
         fix="sort them, and take levels of the sampler's own grid",
     )
@@ -134,7 +134,7 @@ def audit_search(
     shape = len(targets), len(level)
     return ReturnCurves(
         made.grid.t[level],
-        num_chains,
+        found.num_chains.reshape(shape),
         found.num_detected.reshape(shape),
         found.num_fingerprint.reshape(shape),
         found.num_identity.reshape(shape),

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from . import stats
+from .bound import darboux_cells, log_darboux_sum
 from .checks import in_range
+from .likelihood import OUTCOMES
 from .sde import Process, TimeGrid, log_snr
 from .strategies import CONFIRM, CURVE, MISSES, RANK
 
@@ -129,6 +131,18 @@ class Detector:
 
 
 @dataclasses.dataclass(frozen=True)
+class NllDiagnostics:
+    """How the densities of a group came about; means are over the images that converged."""
+
+    outcomes: dict[str, int]  # images by `OUTCOMES`
+    prior_nats: float  # mean for each dimension
+    divergence_nats: float  # likewise; the sum of both is the log density
+    image_error: float  # root mean square of one image's own standard error in bits/dim; nan if nothing tells it
+    median_evaluations: float  # of the network, for one image over its repeats
+    most_evaluations: int
+
+
+@dataclasses.dataclass(frozen=True)
 class NllGroup:
     """Density of one group of images under the probability-flow ODE."""
 
@@ -137,6 +151,49 @@ class NllGroup:
     mean: float
     standard_error: float
     not_converged: int
+    diagnostics: NllDiagnostics | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NllSnapshot:
+    """Densities of the followed groups at one length of training."""
+
+    step: int
+    groups: list[NllGroup]
+    member: list[float]  # bits/dim of each, nan where not converged
+    rank_p: list[float | None]  # among the held-out targets
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundCell:
+    """One term of the Darboux sum; densities in nats."""
+
+    t_low: float
+    t_high: float
+    t_sup: float  # where E[p(x')] is largest
+    log_sup: float
+    log_term: float  # with the cell's width in sigma
+    effective: float  # sample size of that mean
+    num_chains: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The upper Darboux sum of the paper's eq. 9 for one member, up to both t'; nats. It bounds no probability."""
+
+    row: int
+    t_prime: float
+    log_sum: float  # up to t'; -inf where no chain came back
+    t_prime_alpha: float
+    log_sum_alpha: float
+    cells: list[BoundCell]  # up to t'; t'_alpha cuts one of them
+    t: list[float]  # fine levels
+    log_mean: list[float]  # log E[p(x')] at each
+    effective: list[float]
+    not_converged: int  # densities left out
+    num_densities: int
+    trace_error: float  # standard error of one density by the trace's estimate
+    t_min: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +243,8 @@ class AuditResult:
     stamped: bool = True  # False: targets carry no mark
     hits: list[Likeness] = dataclasses.field(default_factory=list)  # the first samples detected as a member
     near_misses: list[Likeness] = dataclasses.field(default_factory=list)  # nearest to a member of those not detected
+    snapshots: list[NllSnapshot] = dataclasses.field(default_factory=list)
+    bound: list[Bound] = dataclasses.field(default_factory=list)
 
 
 def _rate(hits: int, trials: int, confidence: float) -> Rate:
@@ -326,8 +385,98 @@ def _nll(likelihood: dict[str, Any]) -> list[NllGroup]:
         bits = np.asarray([likelihood["bits_per_dim"][i] for i in rows if likelihood["converged"][i]], np.float64)
         error = float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan")
         mean = float(bits.mean()) if len(bits) else float("nan")
-        groups.append(NllGroup(name, bits.tolist(), mean, error, len(rows) - len(bits)))
+        groups.append(
+            NllGroup(name, bits.tolist(), mean, error, len(rows) - len(bits), _nll_diagnostics(likelihood, rows))
+        )
     return groups
+
+
+def _nll_diagnostics(likelihood: dict[str, Any], rows: list[int]) -> NllDiagnostics:
+    """Of a group's rows."""
+
+    def column(name: str) -> np.ndarray:
+        values = np.asarray([likelihood[name][i] for i in rows], np.float64)
+        return values[np.isfinite(values)]
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean()) if len(values) else float("nan")
+
+    # Over repeats the spread is of dequantisation and probes alike.
+    errors, dims = column("repeat_error"), likelihood["num_dims"]
+    errors = errors if len(errors) else column("probe_error")
+    outcomes = [likelihood["outcome"][i] for i in rows]
+    evaluations = [likelihood["nfe"][i] for i in rows]
+    return NllDiagnostics(
+        outcomes={name: outcomes.count(name) for name in OUTCOMES},
+        prior_nats=mean(column("prior_nats")) / dims,
+        divergence_nats=mean(column("delta_nats")) / dims,
+        image_error=float(np.sqrt(mean(errors**2))) / (dims * np.log(2)),
+        median_evaluations=float(np.median(evaluations)) if evaluations else float("nan"),
+        most_evaluations=max(evaluations, default=0),
+    )
+
+
+def _nll_of_members(likelihood: dict[str, Any], num_members: int) -> tuple[list[float], list[float | None]]:
+    """Bits/dim of each member, nan where not converged, and the p-value of its rank among the held-out targets."""
+    table = list(
+        zip(likelihood["group"], likelihood["row"], likelihood["bits_per_dim"], likelihood["converged"], strict=True)
+    )
+    # Marked in the same way; one whose density did not converge counts as likelier than the member.
+    held_out = [bits if ok else -np.inf for group, _, bits, ok in table if group == "held-out target"]
+    own = {row: bits for group, row, bits, ok in table if group == "member" and ok}
+    members = [own.get(row, float("nan")) for row in range(num_members)]
+    # A member that is likelier than held-out targets has fewer bits than they.
+    ranks = [
+        stats.rank_p_value(-bits, [-b for b in held_out]) if held_out and np.isfinite(bits) else None
+        for bits in members
+    ]
+    return members, ranks
+
+
+def _snapshots(likelihood: dict[str, Any], num_members: int, *, num_steps: int) -> list[NllSnapshot]:
+    """The followed images at each kept length of training, and at its end; they are the study's first rows."""
+    if not likelihood["snapshots"]:
+        return []
+    followed, found = len(likelihood["snapshots"][0]["nats"]), []
+    end = {name: values[:followed] for name, values in likelihood.items() if isinstance(values, list)}
+    for snapshot in [*likelihood["snapshots"], {"step": num_steps}]:
+        table = {"num_dims": likelihood["num_dims"], **end, **snapshot}
+        members, ranks = _nll_of_members(table, num_members)
+        found.append(NllSnapshot(snapshot["step"], _nll(table), members, ranks))
+    return found
+
+
+def _bound(table: dict[str, Any], target: TargetResult, grid: TimeGrid) -> Bound:
+    """The sum of one member up to both t'."""
+    rows = [i for i, row in enumerate(table["target"]) if row == target.row]
+    level, chains, lost = (np.asarray([table[n][i] for i in rows]) for n in ("level", "num_chains", "not_converged"))
+    log_mean, effective = (np.asarray([table[n][i] for i in rows], np.float64) for n in ("log_mean", "effective"))
+    t, edges = np.asarray(grid.t, np.float64), np.asarray(table["edges"][target.row])
+
+    def cells_to(end: float) -> list[Any]:
+        top = grid.level_at(end) if end > 0 else 0
+        return darboux_cells(np.asarray(grid.std, np.float64), edges, level, log_mean, end=top)
+
+    cells = []
+    for cell in cells_to(target.t_prime):
+        at = int(np.flatnonzero(level == cell.at)[0])
+        low, high, sup = (float(t[i]) for i in (cell.low, cell.high, cell.at))
+        cells.append(BoundCell(low, high, sup, cell.log_sup, cell.log_term, float(effective[at]), int(chains[at])))
+    return Bound(
+        row=target.row,
+        t_prime=target.t_prime,
+        log_sum=log_darboux_sum(cells_to(target.t_prime)),
+        t_prime_alpha=target.t_prime_alpha,
+        log_sum_alpha=log_darboux_sum(cells_to(target.t_prime_alpha)),
+        cells=cells,
+        t=t[level].tolist(),
+        log_mean=log_mean.tolist(),
+        effective=effective.tolist(),
+        not_converged=int(lost.sum()),
+        num_densities=int(chains.sum()),
+        trace_error=float("nan") if table["trace_error"] is None else table["trace_error"],
+        t_min=table["t_min"],
+    )
 
 
 def decide(tests: list[MemberTests], detector: Detector, settings: AuditSettings, *, num_train: int) -> Verdict:
@@ -407,7 +556,8 @@ def make_audit(
     """Joins the stages' results.
 
     Args:
-      results: contents of data.json, score.json, classifiers.json, count.json, search.json, likelihood.json.
+      results: contents of data.json, score.json, classifiers.json, count.json, search.json, likelihood.json,
+        bound.json.
       seed: of the bootstrap.
       provenance: versions, devices and the like, shown as they are.
     """
@@ -421,10 +571,7 @@ def make_audit(
         for row in range(num_targets)
     ]
     controls = [target.t50_rank for target in targets[num_members:]]
-    groups = _nll(likelihood)
-    # Marked in the same way; one whose density did not converge counts as likelier than the member.
-    controls_nll = next((g for g in groups if g.name == "held-out target"), None)
-    held_out = controls_nll.bits_per_dim + [-np.inf] * controls_nll.not_converged if controls_nll else []
+    groups, (bits, nll_ranks) = _nll(likelihood), _nll_of_members(likelihood, num_members)
     n = count["num_samples"]
     false = (
         (count["control_hit_samples"], n)
@@ -439,14 +586,6 @@ def make_audit(
         lower, upper = stats.reproduction_interval(
             hits, n, sensitivity_lower=max(detector.sensitivity_lower, 1e-6), confidence=settings.confidence
         )
-        own = [
-            b
-            for b, g, r, ok in zip(
-                likelihood["bits_per_dim"], likelihood["group"], likelihood["row"], likelihood["converged"], strict=True
-            )
-            if g == "member" and r == row and ok
-        ]
-        bits = own[0] if own else None
         tests.append(
             MemberTests(
                 row=row,
@@ -463,9 +602,8 @@ def make_audit(
                     beta=beta,
                     sensitivity=max(detector.sensitivity_lower, 1e-6),
                 ),
-                # A member that is likelier than held-out targets has fewer bits than they.
-                nll_rank_p=stats.rank_p_value(-bits, [-b for b in held_out]) if bits is not None and held_out else None,
-                bits_per_dim=bits,
+                nll_rank_p=nll_ranks[row],
+                bits_per_dim=bits[row] if np.isfinite(bits[row]) else None,
             )
         )
     stamped = results["data"].get("fingerprint_byte", 0) is not None
@@ -499,4 +637,8 @@ def make_audit(
         stamped=stamped,
         hits=[Likeness(**hit, score=None) for hit in count["hits"]],
         near_misses=[Likeness(**miss) for miss in count["near_misses"]],
+        snapshots=_snapshots(likelihood, num_members, num_steps=results["score"]["num_steps"]),
+        bound=[_bound(results["bound"], target, grid) for target in targets[:num_members]]
+        if results["bound"]["target"]
+        else [],
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .artifacts import write_json
+from .bound import bound_work
 from .chains import Work, evaluations_per_step
 from .classifier import init_fit, make_detect_fn, make_fit_step, make_tasks
 from .compilation import jit_once
@@ -98,8 +99,8 @@ def measure(run: Run) -> dict[str, Timing]:
     probes = None if exact else jax.random.rademacher(key, (config.ode.num_probes, *shape), jnp.float32)
 
     def density(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drift = functools.partial(flow_drift, run.process, run.make_score(params), t=t[0])
-        return jax.vmap(lambda image: divergence(drift, image, probes=probes))(x)
+        drift = functools.partial(flow_drift, run.process, run.make_score(params, dtype="float32"), t=t[0])
+        return jax.vmap(lambda x: divergence(drift, x, probes=probes, trace_batch=config.ode.trace_batch))(x)
 
     timings = {
         "evaluation": time_call(lambda p, x, t: jax.vmap(run.make_score(p))(x, t), params, x, t, batch=slots),
@@ -146,7 +147,8 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
 
     shapes = jax.eval_shape(run.init_params, jax.random.key(0))
     epochs, settings = config.classifiers.max_epochs, config.classifiers
-    images = num_densities(run)
+    images, ends = num_densities(run), num_bound_chains(run)
+    bound_chains = bound_work(config.bound, [run.grid.num_levels] * members)
     score = config.score.num_steps * config.score.batch_size
     times = {}
     if "training" in timings:
@@ -162,8 +164,13 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
             _rate_text(timings["evaluation"]),
         ),
         "likelihood": (
-            seconds(images * ODE_EVALUATIONS, "density"),
-            f"{images} images, if each takes {ODE_EVALUATIONS} evaluations",
+            seconds(images * ODE_EVALUATIONS, "density", over=devices),
+            f"{images} densities, if each takes {ODE_EVALUATIONS} evaluations",
+        ),
+        "bound": (
+            (chains(bound_chains) if bound_chains else 0.0)
+            + seconds(ends * config.bound.repeats * ODE_EVALUATIONS, "density", over=devices),
+            f"at most {ends} chains, the same",
         ),
     }
 
@@ -173,12 +180,21 @@ def _rate_text(timing: Timing) -> str:
 
 
 def num_densities(run: Run) -> int:
-    """Images whose density the likelihood stage computes."""
+    """Densities that the likelihood stage computes, at most."""
     config, planted = run.config, run.planted
-    members = config.data.num_members
-    held_out = min(config.likelihood.num_held_out, len(planted.test))
-    originals = members if config.data.stamp else 0
-    return min(config.likelihood.num_train, len(planted.train) - members) + held_out + len(planted.targets) + originals
+    settings, members, others = config.likelihood, config.data.num_members, len(planted.train) - config.data.num_members
+    near = min(members * settings.num_neighbours, others)
+    followed = len(planted.targets) + members * config.data.stamp + near
+    rest = min(settings.num_train, others - near) + min(settings.num_held_out, len(planted.test))
+    snapshots = (config.score.num_steps - 1) // config.score.keep_every if settings.snapshots else 0
+    return settings.repeats * ((1 + snapshots) * followed + rest + settings.num_generated)
+
+
+def num_bound_chains(run: Run) -> int:
+    """Chains of the bound, if members return from every level."""
+    tops = [run.grid.num_levels] * run.config.data.num_members
+    work = bound_work(run.config.bound, tops)
+    return work.num_chains if work else 0
 
 
 def duration(seconds: float) -> str:

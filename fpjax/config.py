@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from .audit import AuditSettings
 from .augmix import AugMixSettings
+from .bound import BoundSettings
 from .chains import EngineSettings
 from .checks import check
 from .classifier import ClassifierSettings
@@ -58,6 +59,7 @@ class Config:
     search: SearchSettings
     ode: OdeSettings
     likelihood: NllSettings
+    bound: BoundSettings
     audit: AuditSettings
     report: ReportSettings
 
@@ -173,6 +175,13 @@ def _check_together(config: Config) -> None:
         got="False, with classifiers that look for a disc",
         expected="True, or detection without them",
         fix="set classifiers.detector to nearest",
+    )
+    check(
+        not config.likelihood.snapshots or config.score.keep_every > 0,
+        "likelihood.snapshots",
+        got="True, with no checkpoints kept but the last",
+        expected="a model that is trained here with score.keep_every above 0",
+        fix="set score.keep_every before training, or likelihood.snapshots to False",
     )
     if config.score.path:
         check(

@@ -1,8 +1,9 @@
 """The stages, in order: each reads the files of earlier ones and writes its own, whole or not at all.
 
 A stage whose result file is there is skipped, unless that was made from other files than are there now; a run that was
-interrupted goes on where it stopped. The work directory belongs to one config and to one process at a time. Results
-hold integer counts and no times, so that equal runs give equal bytes.
+interrupted goes on where it stopped. The work directory belongs to one config and to one process at a time, or to
+several that share the chains: the first of them does everything else and writes every result. Results hold integer
+counts and no times, so that equal runs give equal bytes.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ from .artifacts import (
     write_bytes,
     write_json,
 )
-from .benchmark import num_densities, show_benchmark
+from .benchmark import num_bound_chains, num_densities, show_benchmark
+from .bound import bound, chain_ends, top_levels
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
 from .compilation import jit_once, use_compilation_cache
@@ -46,7 +48,7 @@ from .count import audit_oracle, count, count_work
 from .diffusers import read_params
 from .fingerprint import to_bytes, to_model
 from .imported import Imported, describe_imported
-from .likelihood import bits_per_dim, log_likelihoods
+from .likelihood import OUTCOMES, bits_per_dim, log_likelihoods
 from .preflight import show_check
 from .processes import connect, gather, num_processes, process_index, together
 from .progress import Stopped, stop_on_signals, stopping
@@ -277,39 +279,88 @@ def _search(run: Run) -> None:
     )
 
 
-def _likelihood(run: Run) -> None:
-    config, planted = run.config, run.planted
-    members = config.data.num_members
-    groups = {
+def _study_groups(run: Run) -> dict[str, np.ndarray]:
+    """Images of the likelihood study by group, bytes; those up to the neighbours are followed over snapshots."""
+    planted, settings, members = run.planted, run.config.likelihood, run.config.data.num_members
+    others = planted.train[members:]
+    # Of every member's nearest, each once.
+    near = [nearest.nearest_rows(others, target, settings.num_neighbours) for target in planted.targets[:members]]
+    near = list(dict.fromkeys(np.concatenate(near).tolist()))
+    far = np.delete(np.arange(len(others)), near)[: settings.num_train]
+    return {
         "member": planted.targets[:members],
-        **({"clean original": planted.originals[:members]} if config.data.stamp else {}),
+        **({"clean original": planted.originals[:members]} if run.config.data.stamp else {}),
         "held-out target": planted.targets[members:],
-        "training": planted.train[members:][: config.likelihood.num_train],
-        "held-out": planted.test[: config.likelihood.num_held_out],
+        "nearest neighbour": others[near],
+        "training": others[far],
+        "held-out": planted.test[: settings.num_held_out],
+        "generated": run.draw_samples(settings.num_generated, key=jax.random.fold_in(run.key("likelihood"), 1)),
     }
+
+
+def _likelihood(run: Run) -> None:
+    config, groups = run.config, _study_groups(run)
     images = np.concatenate(list(groups.values()))
-    found = log_likelihoods(
-        run.make_score,
-        run.score_params,
-        run.process,
-        images,
-        config.ode,
-        key=run.key("likelihood"),
-        dequantized=config.data.dequantize,
-        batch_size=config.likelihood.batch_size,
-        path=run.partial("likelihood"),
-        log=run.log,
-    )
+
+    def study(params: Any, images: np.ndarray, part: str = "") -> dict[str, Any]:
+        found = log_likelihoods(
+            run.density,
+            params,
+            images,
+            key=run.key("likelihood"),
+            path=run.partial("likelihood", part),
+            log=run.log,
+            dequantized=config.data.dequantize,
+            repeats=config.likelihood.repeats,
+            label=f"likelihood{part}",
+        )
+        outcome = [OUTCOMES[one] for one in found["outcome"]]
+        return found | {"outcome": outcome, "bits_per_dim": bits_per_dim(found["nats"], images[0].size)}
+
+    score = config.score
+    steps = range(score.keep_every, score.num_steps, score.keep_every) if config.likelihood.snapshots else ()
+    names = list(groups)
+    followed = sum(len(groups[name]) for name in names[: names.index("training")])
+    found = study(run.score_params, images)
     run.finish(
         "likelihood",
         {
             "group": [name for name, part in groups.items() for _ in part],
             "row": [row for part in groups.values() for row in range(len(part))],
             **found,
-            "bits_per_dim": bits_per_dim(found["nats"], images[0].size),
+            "num_dims": images[0].size,
             "t_min": config.ode.t_min,
+            "exact_trace": config.ode.num_probes == 0,
+            "repeats": config.likelihood.repeats,
+            # The first rows alone, with the same noise.
+            "snapshots": [{"step": step, **study(run.snapshot(step), images[:followed], f"-{step}")} for step in steps],
         },
     )
+
+
+def _bound(run: Run) -> None:
+    settings, tops = run.config.bound, top_levels(run.result("search"))
+    t_min, (key_chains, key_density) = run.config.ode.t_min, jax.random.split(run.key("bound"))
+    if not settings.num_chains:
+        if not process_index():
+            run.finish("bound", {"t_min": t_min, "target": []})
+        return
+    ends = chain_ends(
+        run.engine,
+        run.score_params,
+        run.targets,
+        tops,
+        settings,
+        key=key_chains,
+        path=run.partial("bound", "-chains"),
+        log=_chain_log(run),
+    )
+    if process_index():
+        return
+    found = bound(
+        run.density, run.score_params, ends, tops, settings, key=key_density, path=run.partial("bound"), log=run.log
+    )
+    run.finish("bound", {"t_min": t_min, **found._asdict()})
 
 
 def _training(run: Run) -> report.Training:
@@ -393,6 +444,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "count": _count,
     "search": _search,
     "likelihood": _likelihood,
+    "bound": _bound,
     "report": _report,
 }
 
@@ -484,7 +536,8 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         else f"at most 2 x {config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
         "count": f"{evaluations * count_work(config.count, run.grid, members).num_steps:,} evaluations",
         "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
-        "likelihood": f"{num_densities(run)} images, adaptive",
+        "likelihood": f"{num_densities(run)} densities, adaptive",
+        "bound": f"{num_bound_chains(run)} chains and their densities, if members return from every level",
         "report": "",
     }
     print(f"parameters of the score network: {num_params:,}")
@@ -494,7 +547,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
         print(f"{stage:12} {state:14} {work[stage]}")
 
 
-SHARED = ("count", "search")  # what several processes do together; the first does the rest
+SHARED = ("count", "search", "bound")  # what several processes do together; the first does the rest
 ALONE = ("check", "benchmark")
 FAIL_ON = {"": (), "leak": (audit.LEAK,), "inconclusive": (audit.LEAK, audit.INCONCLUSIVE)}
 
@@ -542,11 +595,10 @@ def run(
         expected="report among them, where the verdict is",
         fix="add report to --stage",
     )
-    several = num_processes() > 1
     check(
-        not several or not (dry_run or set(stages or []) & set(ALONE)),
+        num_processes() == 1 or not (dry_run or set(stages or []) & set(ALONE)),
         "--coordinator",
-        got=f"{num_processes()} processes for {'--dry_run' if dry_run else f'--stage={stages}'}",
+        got=f"{num_processes()} processes for {'--dry_run' if dry_run else '--stage=' + ','.join(stages or [])}",
         expected="stages of the audit",
         fix="leave it out: one process tells",
     )
@@ -593,7 +645,7 @@ def run(
 def _help(this: Run, stage: str) -> None:
     """What a process other than the first does in a stage: its share of the chains."""
     if stage in SHARED and gather({})[0]["begins"]:
-        _end_plainly(this, stage)
+        _perform(this, stage)
 
 
 def _run_stage(this: Run, stage: str) -> None:
@@ -617,13 +669,13 @@ def _run_stage(this: Run, stage: str) -> None:
     started = time.monotonic()
     if stage in SHARED:
         gather({"begins": np.asarray(True)})
-    _end_plainly(this, stage)
+    _perform(this, stage)
     print(f"{stage}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if stopping():
         raise Stopped(f"stopped after {stage}")
 
 
-def _end_plainly(this: Run, stage: str) -> None:
+def _perform(this: Run, stage: str) -> None:
     """A stage, with the failures of disk and memory in words."""
     started = time.monotonic()
     try:
@@ -639,8 +691,8 @@ def _end_plainly(this: Run, stage: str) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise StageError(
-            f"{stage}: out of memory; lower engine.slots, score.batch_size, classifiers.batch_size or "
-            "likelihood.batch_size, and see --stage=check"
+            f"{stage}: out of memory; lower engine.slots, score.batch_size, classifiers.batch_size, "
+            "likelihood.batch_size or ode.trace_batch, and see --stage=check"
         ) from error
 
 

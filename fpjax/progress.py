@@ -85,9 +85,11 @@ class Progress:
             )
         if now < self._next and not finished:
             return
-        left = (self.total - done) / max(self.rate, 1e-9)
         line = f"{self.label}: {done:,}/{self.total:,} {self.unit}, {self.rate:,.1f}/s"
-        line += f", {now - self._started:.0f} s" if finished else f", {left:.0f} s left"
+        if finished:
+            line += f", {now - self._started:.0f} s"
+        elif self.rate > 0:
+            line += f", {(self.total - done) / self.rate:.0f} s left"
         line += f", {note}" if note else ""
         if self._live:
             print(f"\r\033[K{line}", end="\n" if finished else "", file=sys.stderr, flush=True)

@@ -29,9 +29,12 @@ from .audit import (
     NONE_FOUND,
     REPRODUCED,
     AuditResult,
+    Bound,
     Curve,
     MemberTests,
+    NllDiagnostics,
     NllGroup,
+    NllSnapshot,
     Rate,
     TargetResult,
 )
@@ -317,6 +320,76 @@ def _group(group: NllGroup) -> tuple[str, str]:
     return f"mean NLL, {group.name}", f"{mean}, {_plural(len(group.bits_per_dim), 'image')}{lost}"
 
 
+def _diagnosed(found: NllDiagnostics) -> str:
+    """How a group's densities came about: parts, noise, evaluations, outcomes."""
+    sign = "-" if found.divergence_nats < 0 else "+"
+    lost = [f"{count:,} {name}" for name, count in found.outcomes.items() if count and name != "converged"]
+    parts = [
+        f"prior {_fixed(found.prior_nats, 2)} {sign} divergence {_fixed(abs(found.divergence_nats), 2)} nats/dim",
+        f"one image +- {_small(found.image_error)} bits/dim" if math.isfinite(found.image_error) else "",
+        f"evaluations: median {_fixed(found.median_evaluations, 0)}, most {found.most_evaluations:,}",
+        f"lost: {', '.join(lost)}" if lost else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _diagnostic_rows(result: AuditResult) -> Rows:
+    return [(f"of {group.name}", _diagnosed(group.diagnostics)) for group in result.nll if group.diagnostics]
+
+
+def _snapshot_cells(snapshot: NllSnapshot) -> list[str]:
+    """Members with their ranks, then the mean of each other followed group."""
+    members = [f"{_fixed(m, 2)} (p = {_small(p)})" for m, p in zip(snapshot.member, snapshot.rank_p, strict=True)]
+    means = [f"{group.name} {_fixed(group.mean, 2)}" for group in snapshot.groups if group.name != "member"]
+    return [", ".join(members), ", ".join(means)]
+
+
+def _snapshot_rows(result: AuditResult) -> Rows:
+    return [
+        (f"after {snapshot.step:,} steps", f"member {members}; {means}")
+        for snapshot in result.snapshots
+        for members, means in [_snapshot_cells(snapshot)]
+    ]
+
+
+def _log_sum(value: float, end: float) -> str:
+    return f"{_fixed(value, 1)} nats (up to t = {_small(end)})" if end else "none: there is no such t"
+
+
+def _bound_rows(found: Bound) -> Rows:
+    """The Darboux sum of one member, with what tells how far to trust it."""
+    known = [value for value in found.effective if math.isfinite(value)]
+    largest = max(found.cells, key=lambda cell: cell.log_term, default=None)
+    inflation = found.trace_error**2 / 2
+    lost = f", {found.not_converged:,} more did not converge" if found.not_converged else ""
+    return [
+        ("log of the sum up to t'", _log_sum(found.log_sum, found.t_prime)),
+        ("log of the sum up to t'_alpha", _log_sum(found.log_sum_alpha, found.t_prime_alpha)),
+        (
+            "cells; largest term",
+            f"{len(found.cells)}; "
+            + (
+                f"t = {_small(largest.t_low)} to {_small(largest.t_high)}, {_fixed(largest.log_term, 1)} nats"
+                if largest
+                else MISSING
+            ),
+        ),
+        (
+            "densities; effective of each mean",
+            f"{found.num_densities - found.not_converged:,}{lost}; "
+            + (f"median {_fixed(float(np.median(known)), 1)}, least {_fixed(min(known), 1)}" if known else MISSING),
+        ),
+        (
+            "noise of a density by its trace",
+            f"+- {_fixed(found.trace_error, 1)} nats; it raises the logs, by at most {_fixed(inflation, 1)} in the mean"
+            if math.isfinite(found.trace_error)
+            else f"{MISSING} (one probe, not repeated)",
+        ),
+        ("t_min, which sets its size", f"{found.t_min:g}"),
+        ("what it means", "a sum of densities, not of probabilities: it bounds none"),
+    ]
+
+
 def _detector_rows(result: AuditResult) -> Rows:
     detector, confidence = result.detector, result.settings.confidence
     oracle = (
@@ -415,6 +488,15 @@ def to_text(result: AuditResult) -> str:
         ]
     blocks += [
         (f"Likelihood of groups, bits/dim ({density})", [_group(group) for group in result.nll]),
+        ("How these densities came about", _diagnostic_rows(result)),
+        ("Likelihood over training, bits/dim", _snapshot_rows(result)),
+        *(
+            (
+                f"Bound{'' if single else f', member {found.row}'} (upper Darboux sum of the paper's eq. 9)",
+                _bound_rows(found),
+            )
+            for found in result.bound
+        ),
         ("Detectors", _detector_rows(result)),
         ("Cost", _evaluation_rows(result)),
     ]
@@ -546,20 +628,63 @@ def _draw_ranking(result: AuditResult) -> bytes:
 
 
 def _draw_likelihood(result: AuditResult) -> bytes:
-    """Bits/dim of each group as a row of ticks with its mean, the members as lines through all rows."""
+    """Histogram of each group's bits/dim over shared bins with its mean, the members as lines through all."""
     groups = [group for group in result.nll if group.name != "member" and group.bits_per_dim]
-    figure, axes = _figure(1.5 + 0.55 * max(len(groups), 1))
-    for row, group in enumerate(groups):
-        axes.plot(group.bits_per_dim, [row] * len(group.bits_per_dim), "|", color=_GREY, markersize=20, alpha=0.7)
+    members = [
+        (i, test) for i, (_, test) in enumerate(_members(result)) if math.isfinite(test.bits_per_dim or math.nan)
+    ]
+    values = [v for group in groups for v in group.bits_per_dim] + [test.bits_per_dim or 0.0 for _, test in members]
+    bins = np.linspace(min(values), max(values) + 1e-6, 41)
+    figure = Figure(figsize=(5.6, 0.9 + 0.75 * max(len(groups), 1)), layout="constrained")
+    panels = figure.subplots(max(len(groups), 1), sharex=True, squeeze=False)[:, 0]
+    for axes, group in zip(panels, groups, strict=False):
+        axes.hist(group.bits_per_dim, bins=bins.tolist(), color=_GREY)
         error = group.standard_error if math.isfinite(group.standard_error) else 0.0
-        axes.errorbar(group.mean, row, xerr=error, fmt="D", color=_DARK, markersize=6, capsize=4)
-    for i, (_, test) in enumerate(_members(result)):
-        if test.bits_per_dim is not None and math.isfinite(test.bits_per_dim):
-            axes.axvline(test.bits_per_dim, color=_colour(i), linewidth=2, label=f"member {test.row}")
-    axes.plot([], [], "D", color=_DARK, markersize=6, label="mean and standard error")
-    axes.set(xlabel="NLL in bits/dim (fewer: likelier)", ylim=(max(len(groups), 1) - 0.4, -0.6))
-    axes.set_yticks(range(len(groups)), [group.name for group in groups])
+        height = 0.85 * axes.get_ylim()[1]
+        axes.errorbar(group.mean, height, xerr=error, fmt="D", color=_DARK, markersize=5, capsize=3)
+        axes.set_ylabel(f"{group.name}\n({len(group.bits_per_dim)})", rotation=0, ha="right", va="center", fontsize=9.5)
+        axes.set_yticks([])
+    for axes in panels:
+        for i, test in members:
+            label = f"member {test.row}" if axes is panels[0] else None
+            axes.axvline(test.bits_per_dim or 0.0, color=_colour(i), linewidth=2, label=label)
+    panels[0].plot([], [], "D", color=_DARK, markersize=5, label="mean and standard error")
+    panels[-1].set_xlabel("NLL in bits/dim (fewer: likelier)")
     figure.legend(loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+def _draw_snapshots(result: AuditResult) -> bytes:
+    """Bits/dim of members and means of the other followed groups over training."""
+    figure, axes = _figure(3.2)
+    steps = [snapshot.step for snapshot in result.snapshots]
+    for i in range(len(result.tests)):
+        bits = [snapshot.member[i] for snapshot in result.snapshots]
+        axes.plot(steps, bits, "o-", color=_colour(i), linewidth=2, label=f"member {result.tests[i].row}")
+    names = [group.name for group in result.snapshots[0].groups if group.name != "member"]
+    for name, marker in zip(names, "s^Dv", strict=False):
+        groups = [group for snapshot in result.snapshots for group in snapshot.groups if group.name == name]
+        errors = [g.standard_error if math.isfinite(g.standard_error) else 0.0 for g in groups]
+        means = [group.mean for group in groups]
+        axes.errorbar(steps, means, errors, fmt=f"{marker}-", color=_GREY, markersize=5, linewidth=1, label=name)
+    axes.set(xlabel="training step", ylabel="NLL in bits/dim")
+    figure.legend(loc="outside upper center", ncols=3)
+    return _png(figure)
+
+
+def _draw_bound(result: AuditResult) -> bytes:
+    """Mean density E[p(x')] at the fine levels, and each cell's sup as a step."""
+    figure, axes = _figure(3.2)
+    for i, found in enumerate(result.bound):
+        axes.plot(found.t, found.log_mean, ".", color=_colour(i), label=f"member {found.row}: log E[p(x')]")
+        for cell in found.cells:
+            axes.plot([cell.t_low, cell.t_high], [cell.log_sup] * 2, color=_colour(i), linewidth=2)
+        axes.plot([], [], color=_colour(i), linewidth=2, label="its sup over a cell")
+        for value, style, label in ((found.t_prime_alpha, "--", "$t'_\\alpha$"), (found.t_prime, ":", "$t'$")):
+            if value > 0:
+                axes.axvline(value, color=_colour(i), linestyle=style, linewidth=1.1, label=label)
+    axes.set(xlabel="time t that the target is noised to", ylabel="log density, nats")
+    figure.legend(loc="outside upper center", ncols=4)
     return _png(figure)
 
 
@@ -674,9 +799,9 @@ def draw_figures(
         members' images too.
 
     Returns:
-      PNG files by name: "search", "ranking", "likelihood" and "training" where there is something to draw, and with
-      `show_members` "targets", "returns_ROW", "hits", "near_misses", "samples", "train", "on_the_way" where there are
-      such images.
+      PNG files by name: "search", "ranking", "likelihood", "snapshots", "bound" and "training" where there is something
+      to draw, and with `show_members` "targets", "returns_ROW", "hits", "near_misses", "samples", "train", "on_the_way"
+      where there are such images.
     """
     with matplotlib.rc_context(_STYLE):
         figures = {"search": _draw_search(result)}
@@ -684,6 +809,10 @@ def draw_figures(
             figures["ranking"] = _draw_ranking(result)
         if any(group.bits_per_dim for group in result.nll):
             figures["likelihood"] = _draw_likelihood(result)
+        if result.snapshots:
+            figures["snapshots"] = _draw_snapshots(result)
+        if result.bound:
+            figures["bound"] = _draw_bound(result)
         if training.step:
             figures["training"] = _draw_training(training)
         if show_members:
@@ -1033,12 +1162,14 @@ def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
     return (
         f"<p>The density belongs to the {_escape(_density(result))}, not to the sampler that was searched and counted "
         "above; with a learned score the two differ, and the numbers are not to be compared. Its size depends on "
-        f"<i>t</i><sub>min</sub>.</p>\n"
+        "<i>t</i><sub>min</sub>. Bits/dim are those of the bytes: a byte is 1/128 wide in model range, which adds "
+        "log<sub>2</sub> 128 = 7 bits to −log<sub>2</sub> of the density of each pixel and channel. Images whose equation "
+        "was not solved are counted and left out of every mean.</p>\n"
         + _image(
             figures,
             "likelihood",
             f"Bits per dimension by group. {members}; {means}.",
-            "NLL of single images (ticks) by group, each group’s mean, and the members (lines).",
+            "NLL of images by group (histograms over shared bins), each group’s mean, and the members (lines).",
         )
         + _table(_shown(_table_of(result, _likelihood_cells)), _heads(result, "Measure"))
         + (
@@ -1046,6 +1177,70 @@ def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
             if result.nll
             else "<p>No likelihoods were computed.</p>\n"
         )
+        + (
+            "<h3>How these densities came about</h3>\n"
+            + _table(_shown(_diagnostic_rows(result)), ["Group", "Parts, noise and cost"])
+            + '<p class="soft">The noise of one image is its own standard error, over repeats with other dequantisation '
+            "and probes, or else over the probes; left out where neither was repeated. Evaluations are of the network with its "
+            "divergence.</p>\n"
+            if _diagnostic_rows(result)
+            else ""
+        )
+        + (
+            "<h3>Over training</h3>\n"
+            + _image(
+                figures,
+                "snapshots",
+                f"Bits per dimension against the training step. {'; '.join(f'{a}: {b}' for a, b in _snapshot_rows(result))}.",
+                "NLL of the members, and means of the other groups, by length of training.",
+            )
+            + _table(_shown(_snapshot_rows(result)), ["Training", "NLL in bits/dim"])
+            if result.snapshots
+            else ""
+        )
+    )
+
+
+def _bound_section(result: AuditResult, figures: dict[str, bytes]) -> str:
+    if not result.bound:
+        return "<p>No bound was computed.</p>\n"
+    single, parts = len(result.bound) == 1, []
+    for found in result.bound:
+        cells = [
+            (
+                f"{cell.t_low:.3f} to {cell.t_high:.3f}",
+                f"{_fixed(cell.log_sup, 1)} at t = {cell.t_sup:.3f}",
+                _fixed(cell.log_term, 1),
+                f"{_fixed(cell.effective, 1)} of {cell.num_chains}",
+            )
+            for cell in found.cells
+        ]
+        parts += [
+            "" if single else f"<h3>Member {found.row}</h3>\n",
+            _table(_shown(_bound_rows(found)), ["Measure", "Finding"]),
+            _table(
+                _shown(cells),
+                ["Cell, t", "sup of log E[p(x′)], nats", "log of its term, nats", "Effective sample size"],
+            )
+            if cells
+            else "",
+        ]
+    return (
+        "<p>The paper’s upper bound (eq. 8–9), which it derives and does not compute: the target is noised to <i>t</i> and "
+        "denoised to <i>x</i>′, whose density under the model is averaged; the largest average in each cell of <i>t</i> is "
+        "weighted with the cell’s width in σ, the standard deviation of the noise, and summed up to "
+        f"{_T_PRIME} or {_T_ALPHA}. <strong>It bounds no probability:</strong> a density has no upper limit and its unit is "
+        "that of the pixels, so the sum grows as <i>t</i><sub>min</sub> falls. It compares models at one "
+        "<i>t</i><sub>min</sub>, no more. The densities belong to the probability-flow ODE, the chains to the sampler.</p>\n"
+        + _image(
+            figures,
+            "bound",
+            f"Log of the mean density of chain ends against t. {'; '.join(f'{a}: {b}' for a, b in _bound_rows(result.bound[0]))}.",
+            "Mean density of the chains’ ends by the time they started from, in logarithms, and its sup over each cell.",
+        )
+        + "".join(parts)
+        + '<p class="soft">An effective sample size near 1 says that one chain makes the average: more chains would raise '
+        "it.</p>\n"
     )
 
 
@@ -1226,6 +1421,7 @@ def to_html(result: AuditResult, figures: dict[str, bytes], training: Training, 
         "Counting": _counting_section(result),
         "Detectors": _detectors_section(result),
         "Likelihood": _likelihood_section(result, figures),
+        "Bound": _bound_section(result, figures),
         "Pictures": _pictures_section(result, figures, show_members),
         "Training": _training_section(training, figures, show_members),
         "Method and settings": _method_section(result),

@@ -22,16 +22,18 @@ from .data.plant import Planted, describe, plant
 from .data.source import load
 from .fingerprint import dequantize, to_bytes, to_model
 from .imported import Imported, file_digests, parse_imported, read_imported
+from .likelihood import DensityEngine, make_density_engine
 from .models.unet import UNet
 from .nearest import make_nearest_detect_fn
 from .oracle import empirical_score_fn
+from .processes import num_processes
 from .sampling import make_grid, make_sampler
 from .score import PREDICTIONS, DsmLosses, dsm_losses, make_score_fn
 from .sde import Process, TimeGrid
 from .training import TrainState, init_state
 from .types import DetectFn, Key, ScoreFn
 
-RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood")
+RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood", "bound")
 NEEDS = {
     "data": (),
     "score": ("data",),
@@ -39,6 +41,7 @@ NEEDS = {
     "count": ("score", "classifiers"),
     "search": ("score", "classifiers"),
     "likelihood": ("score",),
+    "bound": ("score", "search"),
     "report": RESULTS,
 }
 NUM_GRID = 16  # samples in a grid
@@ -229,17 +232,27 @@ class Run:
             checkpoints.close()
             _check_weights("score", tree_digest(params), wanted)
             return params
+        params = self.snapshot(self.config.score.num_steps)
+        _check_weights("score", tree_digest(params), wanted)
+        return params
+
+    def snapshot(self, step: int) -> Any:
+        """EMA parameters after so many training steps; RequestError if that checkpoint was not kept."""
         state = jax.eval_shape(lambda key: init_state(self.init_params(key), self.config.score), jax.random.key(0))
         checkpoints = self.checkpoints("score")
-        restored: TrainState = checkpoints.restore(_on_device(state), step=self.config.score.num_steps)
+        restored: TrainState = checkpoints.restore(_on_device(state), step=step)
         checkpoints.close()
-        _check_weights("score", tree_digest(restored.ema_params), wanted)
         return restored.ema_params
 
-    def make_score(self, params: Any) -> ScoreFn:
-        """The score network's score."""
+    def make_score(self, params: Any, *, dtype: str = "") -> ScoreFn:
+        """The score network's score.
+
+        Args:
+          dtype: in which the network computes; empty: as the config says.
+        """
         prediction = self.imported.prediction if self.imported else PREDICTIONS[0]
-        return make_score_fn(self.process, self.model, params, prediction=prediction)
+        model = UNet(dataclasses.replace(self.model.settings, dtype=dtype)) if dtype else self.model
+        return make_score_fn(self.process, model, params, prediction=prediction)
 
     def loss(self, params: Any, images: jax.Array, keys: Key) -> DsmLosses:
         """Training losses of a batch of bytes, with one key for each image."""
@@ -264,6 +277,21 @@ class Run:
         return self._engine(self.make_score)
 
     @functools.cached_property
+    def density(self) -> DensityEngine:
+        """Densities under the model; likelihood and bound share its one compile.
+
+        In float32: the rounding of bfloat16 is far above the solver's tolerances.
+        """
+        return make_density_engine(
+            functools.partial(self.make_score, dtype="float32"),
+            self.process,
+            self.image_shape,
+            self.config.ode,
+            batch_size=self.config.likelihood.batch_size,
+            block_steps=self.config.likelihood.block_steps,
+        )
+
+    @functools.cached_property
     def _grid_engine(self) -> Engine:
         """A few chains, for samples in the course of training."""
         devices = jax.local_devices()
@@ -271,9 +299,20 @@ class Run:
 
     def draw_grid(self, params: Any, *, key: Key) -> np.ndarray:
         """`NUM_GRID` plain samples as bytes; StageError if the model returns non-finite values."""
-        work = make_work(NO_TARGET, self.grid.num_levels, NUM_GRID)
-        samples = np.zeros((NUM_GRID, *self.image_shape), np.uint8)
-        for block in run_chains(self._grid_engine, params, self.targets[:1], work, key=key):
+        return self._draw(self._grid_engine, params, NUM_GRID, key=key)
+
+    def draw_samples(self, count: int, *, key: Key) -> np.ndarray:
+        """Plain samples of the trained model as bytes, on the devices of this process."""
+        if not count:
+            return np.zeros((0, *self.image_shape), np.uint8)
+        alone = num_processes() == 1
+        engine = self.engine if alone else self._engine(self.make_score, devices=jax.local_devices())
+        return self._draw(engine, self.score_params, count, key=key)
+
+    def _draw(self, engine: Engine, params: Any, count: int, *, key: Key) -> np.ndarray:
+        work = make_work(NO_TARGET, self.grid.num_levels, count)
+        samples = np.zeros((count, *self.image_shape), np.uint8)
+        for block in run_chains(engine, params, self.targets[:1], work, key=key):
             samples[block.chain] = to_bytes(np.asarray(block.images)[block.rows])
         return samples
 

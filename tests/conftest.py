@@ -16,7 +16,7 @@ from fpjax.data.phantom import phantom_images
 from fpjax.fingerprint import to_model
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ("data.json", "score.json", "classifiers.json", "count.json", "search.json", "likelihood.json")
+RESULTS = ("data.json", "score.json", "classifiers.json", "count.json", "search.json", "likelihood.json", "bound.json")
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def results(
     groups = ["member", "clean original"] + ["held-out target"] * 4
     return {
         "data": {"num_train": num_train},
-        "score": {},
+        "score": {"num_steps": 100},
         "classifiers": {
             "threshold": 0.5,
             "errors": {
@@ -86,6 +86,40 @@ def results(
             "t_min": 1e-5,
             "bits_per_dim": [2.0, 3.0, 3.5, 4.5, 1.5, None],
             "converged": [True] * 5 + [False],
+            "outcome": ["converged"] * 5 + ["max steps"],
+            "nats": [-60.0, -90.0, -105.0, -135.0, -45.0, None],
+            "prior_nats": [-20.0] * 5 + [None],
+            "delta_nats": [-40.0, -70.0, -85.0, -115.0, -25.0, None],
+            "probe_error": [None] * 6,
+            "repeat_error": [3.0, 1.0, 1.0, 2.0, 3.0, None],
+            "nfe": [100, 200, 300, 400, 500, 9000],
+            "num_dims": 10,
+            "snapshots": [
+                {
+                    "step": 50,
+                    "nats": [-60.0] * 4,
+                    "prior_nats": [-20.0] * 4,
+                    "delta_nats": [-40.0] * 4,
+                    "probe_error": [0.0] * 4,
+                    "repeat_error": [None] * 4,
+                    "nfe": [100] * 4,
+                    "outcome": ["converged"] * 4,
+                    "converged": [True] * 4,
+                    "bits_per_dim": [3.0, 2.0, 4.0, 5.0],
+                }
+            ],
+        },
+        # Levels 0 to 16 by 4 in two cells.
+        "bound": {
+            "target": [0] * 5,
+            "level": [0, 4, 8, 12, 16],
+            "log_mean": [700.0, 710.0, 500.0, 90.0, 80.0],
+            "effective": [1.0, 1.5, 2.0, 3.0, 4.0],
+            "num_chains": [1, 4, 4, 4, 4],
+            "not_converged": [0, 0, 0, 1, 0],
+            "edges": [[0, 8, 16]],
+            "trace_error": 0.5,
+            "t_min": 1e-5,
         },
     }
 
@@ -192,6 +226,7 @@ def test_one_blind_head_among_many_members_is_noticed():
     contents["count"]["sensitivity_detected"] = [256, 0]
     contents["count"]["oracle"] |= {"chains_reproduced": [250, 250], "chains_detected": [250, 250]}
     contents["search"]["num_members"] = 2
+    contents["bound"] = {"target": []}
     result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
     assert result.detector.sensitivity_low.estimate == pytest.approx(0.5)
     assert result.detector.sensitivity_lower == 0.0
@@ -222,6 +257,42 @@ def test_likelihood_groups_leave_out_what_did_not_converge():
     # One of four is likelier than the member, and one that did not converge might be: (1 + 2) / (4 + 1).
     assert result.tests[0].nll_rank_p == pytest.approx(0.6)
     assert result.tests[0].bits_per_dim == 2.0
+
+
+def test_likelihood_diagnostics():
+    result = audit()
+    found = next(g for g in result.nll if g.name == "held-out target").diagnostics
+    assert found.outcomes == {"converged": 3, "max steps": 1, "non-finite": 0}
+    assert (found.median_evaluations, found.most_evaluations) == (450, 9000)
+    assert found.prior_nats == pytest.approx(-2.0)
+    assert found.divergence_nats == pytest.approx(-7.5)
+    assert found.image_error == pytest.approx(np.sqrt((1 + 4 + 9) / 3) / (10 * np.log(2)))
+    snapshot, end = result.snapshots
+    assert (snapshot.step, end.step) == (50, 100)
+    assert end.member == [2.0]  # of the study itself, of which the snapshots follow the first rows
+    assert [len(g.bits_per_dim) for g in end.groups] == [1, 1, 2]
+    assert snapshot.member == [3.0]
+    assert snapshot.rank_p == [pytest.approx(1 / 3)]
+    assert [g.name for g in snapshot.groups] == ["member", "clean original", "held-out target"]
+    assert snapshot.groups[0].diagnostics.image_error == 0.0
+
+
+def test_the_bound_ends_at_both_t_prime():
+    result = audit(member_curve=(8, 8, 8, 0))
+    (found,) = result.bound
+    target, std = result.targets[0], GRID.std.astype(np.float64)
+    assert found.t_prime == target.t_prime == pytest.approx(float(GRID.t[12]))
+    # The first cell's sup is at level 4; t' cuts the second, whose sup is at its lower edge.
+    assert [(c.t_sup, c.log_sup, c.effective) for c in found.cells] == [
+        (pytest.approx(float(GRID.t[4])), 710.0, 1.5),
+        (pytest.approx(float(GRID.t[8])), 500.0, 2.0),
+    ]
+    assert found.cells[1].t_high == pytest.approx(float(GRID.t[12]))
+    assert found.log_sum == pytest.approx(np.logaddexp(710 + np.log(std[8]), 500 + np.log(std[12] - std[8])))
+    assert 0 < found.t_prime_alpha <= found.t_prime
+    assert (found.not_converged, found.num_densities) == (1, 17)
+    nothing = audit(member_curve=(0, 0, 0, 0)).bound[0]
+    assert (nothing.log_sum, nothing.cells) == (-np.inf, [])
 
 
 @pytest.mark.parametrize("field", ["leak_level", "rank_level", "confidence", "min_sensitivity"])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -156,11 +157,18 @@ assert len(jax.devices()) == 8
 work = mixed_work(20)
 targets = np.stack([np.full(SHAPE, 0.9, np.float32), np.full(SHAPE, -0.4, np.float32)])
 found, state = ends(gaussian_engine(slots=4, block_steps=9), work, targets)
-np.savez(sys.argv[1], items=np.asarray(list(found)), images=np.stack(list(found.values())))
+large = concatenate_work([make_work([[0], [1]], np.arange(1, 151), 7), make_work(NO_TARGET, 150, 61)])
+engine, slowest = gaussian_engine(num_levels=150, slots=8, block_steps=20), 0
+before = np.zeros(8, np.int64)
+for block in run_chains(engine, None, targets, large, key=jax.random.key(0)):
+    slowest += (block.state.executed - before).max()
+    before = block.state.executed
+counts = dict(useful=block.state.useful, executed=before, slowest=slowest, steps=large.num_steps)
+np.savez(sys.argv[1], items=np.asarray(list(found)), images=np.stack(list(found.values())), **counts)
 """
 
 
-def test_images_do_not_depend_on_devices(reference, tmp_path):
+def test_images_do_not_depend_on_devices_which_end_together(reference, tmp_path):
     work, _, expected = reference
     root = str(Path(__file__).resolve().parents[1])
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
@@ -172,6 +180,55 @@ def test_images_do_not_depend_on_devices(reference, tmp_path):
         assert len(out["items"]) == len(expected)
         for item, image in zip(out["items"], out["images"], strict=True):
             np.testing.assert_array_equal(image, expected[tuple(int(i) for i in item)])
+        # Work that does not divide evenly: each device is within one percent of the mean, and so is what all wait for.
+        assert out["useful"].shape == (8,)
+        assert out["useful"].sum() == out["steps"]
+        for share in (out["useful"], out["executed"]):
+            assert np.abs(share / share.mean() - 1).max() <= 0.01
+        assert out["slowest"] / out["executed"].mean() - 1 <= 0.01
+
+
+@pytest.mark.parametrize("num_queues", [1, 3, 7])
+def test_queues_share_out_all_items_once(num_queues):
+    """Against a plain list of all items."""
+    work = mixed_work(9)
+    items = [
+        (target, level, first + i) for target, level, first, chains in zip(*work, strict=True) for i in range(chains)
+    ]
+    assert [tuple(item) for item in zip(*work.items(np.arange(work.num_chains)), strict=True)] == items
+    assert [level for _, level, _ in items] == sorted((level for _, level, _ in items), reverse=True)
+    assert len(set(items)) == len(items) == 9 * 3 + 3 * 3 + 5
+    for queue in range(num_queues):
+        share, own = work.share(queue, num_queues), items[queue::num_queues]
+        assert share.num_chains == len(own)
+        assert share.num_steps == sum(level for _, level, _ in own)
+
+
+def test_work_of_two_billion_chains_takes_no_memory():
+    work = make_work(0, np.arange(1, 1001), 2_147_483)
+    assert work.num_chains == 2_147_483_000
+    assert [int(column[0]) for column in work.items(np.asarray([work.num_chains - 1]))] == [0, 1, 2_147_482]
+    assert work.num_steps == 2_147_483 * 500_500
+
+
+def test_memory_does_not_grow_with_chains():
+    """Ten times the chains, the same peak within a tenth; a list of them all would be several times that peak."""
+    engine, targets, peaks = gaussian_engine(num_levels=3, slots=1024, block_steps=60), np.zeros((1, *SHAPE)), []
+
+    def consume(block, tally):
+        np.add.at(tally["n"], block.level, 1)
+
+    for chains in (2_000, 5_000, 50_000):
+        tally, work = {"n": np.zeros(4, np.int64)}, make_work(0, [1, 2, 3], chains)
+        tracemalloc.start()
+        run_saved(
+            engine, None, targets, work, key=jax.random.key(0), tally=tally, consume=consume, label="test"
+        )  # fmt: skip
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert tally["n"].tolist() == [0, chains, chains, chains]
+    # The first run compiles.
+    assert peaks[2] < 1.1 * peaks[1]
 
 
 def test_slots_are_kept_busy():
@@ -261,11 +318,12 @@ def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop
     assert tally["chains"].sum() == work.num_chains
 
 
-def test_a_state_of_other_work_is_not_taken_up(tmp_path, monkeypatch):
+def test_a_state_of_other_work_grid_or_key_is_not_taken_up(tmp_path, monkeypatch):
+    """The run starts over: its tally is that of the work asked for now, all of it."""
     monkeypatch.setattr("fpjax.chains.SAVE_EVERY_S", -1.0)
-    engine, log, done = gaussian_engine(slots=4, block_steps=5), MetricsLog(tmp_path / "m.jsonl"), []
-    targets = np.zeros((1, *SHAPE), np.float32)
-    for chains in (30, 31):
+    targets, done = np.zeros((1, *SHAPE), np.float32), []
+    small, fine = (gaussian_engine(num_levels=levels, slots=4, block_steps=5) for levels in (20, 21))
+    for engine, chains, seed in ((small, 30, 0), (small, 31, 0), (small, 31, 1), (fine, 31, 1)):
         tally = {"n": np.zeros(1, np.int64)}
 
         def consume(block, tally):
@@ -276,15 +334,15 @@ def test_a_state_of_other_work_is_not_taken_up(tmp_path, monkeypatch):
             None,
             targets,
             make_work(0, 5, chains),
-            key=jax.random.key(0),
+            key=jax.random.key(seed),
             tally=tally,
             consume=consume,
             path=tmp_path / "s.npz",
-            log=log,
             label="test",
         )
+        assert (tmp_path / "s.npz").is_file()
         done.append(int(tally["n"][0]))
-    assert done == [30, 31]
+    assert done == [30, 31, 31, 31]
 
 
 def test_parameters_on_one_device_serve_all():

@@ -129,6 +129,10 @@ def test_lowers_for_accelerators(name, platform):
         ("sde", "beta_max", float("nan"), "sde.beta_max: got nan"),
         ("sampler", "t_min", 0.9, "t_min"),
         ("ode", "rtol", 0.0, "ode.rtol"),
+        ("ode", "solver", "rk45", "ode.solver: got 'rk45', expected one of dopri5, dopri8, heun, tsit5"),
+        ("ode", "probe", "cauchy", "ode.probe: got 'cauchy', expected one of gaussian, rademacher"),
+        ("likelihood", "snapshots", True, "likelihood.snapshots: got True, with no checkpoints kept"),
+        ("bound", "num_cells", 0, "bound.num_cells: got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(section, field, value, message):

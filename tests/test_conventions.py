@@ -19,7 +19,7 @@ LAYERS = {
     "augment": 2, "augmix": 2, "detection": 2, "score": 2, "sampling": 2, "oracle": 2,
     "diffusers": 3, "training": 3,
     "classifier": 3, "likelihood": 3, "chains": 3,
-    "strategies": 2, "search": 4, "count": 4, "nearest": 4, "imported": 4,
+    "strategies": 2, "search": 4, "count": 4, "bound": 4, "nearest": 4, "imported": 4,
     "api": 5, "audit": 5, "report": 6, "config": 6, "run": 7, "benchmark": 8, "preflight": 9, "pipeline": 10,
 }  # fmt: skip
 FILES = {

@@ -21,7 +21,7 @@ from fpjax.checks import RequestError, StageError
 from .conftest import RESULTS, ROOT, command, launch
 from .test_config import config_of
 
-STAGES = ("data", "score", "classifiers", "count", "search", "likelihood", "report")
+STAGES = ("data", "score", "classifiers", "count", "search", "likelihood", "bound", "report")
 
 
 def start(environment, workdir, *flags):
@@ -93,7 +93,7 @@ def test_killed_three_times_in_every_stage_it_ends_with_the_same_bytes(smoke, en
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["score", "classifiers", "count", "likelihood"])
+@pytest.mark.parametrize("stage", ["score", "classifiers", "count", "likelihood", "bound"])
 def test_a_signal_saves_and_ends_on_one_line(smoke, environment, tmp_path, stage):
     workdir = tmp_path / "run"
     if stage != "score":

@@ -107,7 +107,7 @@ def test_check_on_the_command_line(environment, tmp_path):
     assert not (tmp_path / "run").exists()
     grades = {line.split()[0] for line in done.stdout.splitlines()[:-1]}
     assert grades == {"ok", "note", "weak", "time"} or grades == {"ok", "weak", "time"}
-    for what in ("data", "disc", "rank test", "leak test", "memory", "devices", "score", "likelihood", "all"):
+    for what in ("data", "disc", "rank test", "leak test", "memory", "devices", "score", "likelihood", "bound", "all"):
         assert f" {what} " in done.stdout, what
     assert "rank test" in done.stdout.splitlines()[-1]
     strict = launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=check", "--fail_on=inconclusive")
@@ -145,6 +145,6 @@ def test_benchmark_prints_its_table_and_writes_it(environment, tmp_path):
         assert program["per_second"] > 0
         assert program["teraflops"] > 0
         assert program["name"] in done.stdout
-    assert set(found["predicted_s"]) == {"score", "classifiers", "count", "search", "likelihood"}
+    assert set(found["predicted_s"]) == {"score", "classifiers", "count", "search", "likelihood", "bound"}
     # The directory belongs to the config, and the audit may go on in it.
     assert launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=data").returncode == 0

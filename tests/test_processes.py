@@ -138,6 +138,7 @@ def test_bad_connections_are_refused(given, message):
         connect(*given)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_chains_of_a_run(smoke, environment, tmp_path):
     """Of a finished run the counts are made again by two; all is as it was but what idle slots cost."""
     workdir = tmp_path / "run"

@@ -270,7 +270,38 @@ TRAINED = report.Training(
     samples_step=20,
 )
 UNTRAINED = report.Training()
-CASES = {"leak": (LEAK, pictures(10, 9), TRAINED), "undecided": (UNDECIDED, pictures(2, 0, 3), UNTRAINED)}
+DIAGNOSED = audit.NllDiagnostics({"converged": 4, "max steps": 1, "non-finite": 0}, -1.42, 3.05, 0.0213, 182.0, 260)
+CELLS = [
+    audit.BoundCell(0.0, 0.25, 0.1, 1701.3, 1698.2, 2.4, 8),
+    audit.BoundCell(0.25, 0.6, 0.3, 812.0, 811.1, 1.0, 8),
+]
+DENSITIES = dataclasses.replace(
+    LEAK,
+    nll=[dataclasses.replace(group, diagnostics=DIAGNOSED) for group in LEAK.nll],
+    snapshots=[audit.NllSnapshot(step, LEAK.nll, [4.0 - step / 1000], [0.2]) for step in (500, 1000)],
+    bound=[
+        audit.Bound(
+            row=0,
+            t_prime=0.6,
+            log_sum=1698.2,
+            t_prime_alpha=0.0,
+            log_sum_alpha=-INF,
+            cells=CELLS,
+            t=[0.0, 0.1, 0.25, 0.3, 0.6],
+            log_mean=[1690.0, 1701.3, 811.0, 812.0, NAN],
+            effective=[1.0, 2.4, 1.3, 1.0, NAN],
+            not_converged=3,
+            num_densities=33,
+            trace_error=4.0,
+            t_min=1e-5,
+        )
+    ],
+)
+CASES = {
+    "leak": (LEAK, pictures(10, 9), TRAINED),
+    "undecided": (UNDECIDED, pictures(2, 0, 3), UNTRAINED),
+    "densities": (DENSITIES, pictures(10, 9), TRAINED),
+}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -339,7 +370,29 @@ def test_text_shows_gaps_and_censored_values():
     assert not re.search(r"\b(nan|inf|None)\b", text)
 
 
-@pytest.mark.parametrize("result", [LEAK, UNDECIDED], ids=["leak", "undecided"])
+def test_text_of_densities():
+    text = " ".join(report.to_text(DENSITIES).split())
+    for expected in (
+        "of train prior -1.42 + divergence 3.05 nats/dim; one image +- 0.021 bits/dim; evaluations: median 182, most 260; "
+        "lost: 1 max steps",
+        "after 1,000 steps member 3.00 (p = 0.20); train 3.50, held-out 3.62",
+        "log of the sum up to t' 1698.2 nats (up to t = 0.60)",
+        "log of the sum up to t'_alpha none: there is no such t",
+        "cells; largest term 2; t = 0 to 0.25, 1698.2 nats",
+        "30, 3 more did not converge; median 1.1, least 1.0",
+        "+- 4.0 nats; it raises the logs, by at most 8.0 in the mean",
+        "t_min, which sets its size 1e-05",
+        "it bounds none",
+    ):
+        assert expected in text, expected
+    page = report.to_html(DENSITIES, {}, TRAINED, show_members=False)
+    assert "It bounds no probability" in page
+    assert "log<sub>2</sub> 128 = 7 bits" in page
+    assert "<td>1701.3 at t = 0.100</td><td>1698.2</td><td>2.4 of 8</td>" in page
+    assert "No bound was computed" in report.to_html(LEAK, {}, TRAINED, show_members=False)
+
+
+@pytest.mark.parametrize("result", [LEAK, UNDECIDED, DENSITIES], ids=["leak", "undecided", "densities"])
 def test_text_fits_the_terminal(result):
     text = report.to_text(dataclasses.replace(result, name="long " * 60))
     assert max(map(len, text.splitlines())) <= 100
@@ -389,6 +442,7 @@ def test_figures_show_what_there_is():
     }  # fmt: skip
     assert drawn("leak", show_members=False) == charts
     assert drawn("undecided", show_members=True) == {"search", "targets", "samples", "train"}
+    assert drawn("densities", show_members=False) == charts | {"snapshots", "bound"}
 
 
 def test_figures_follow_the_result():
@@ -456,7 +510,7 @@ def test_html_embeds_every_figure_with_an_alt_text(case):
 
 def test_html_leaves_pictures_out(case):
     figures = case[1]
-    secret = set(figures) - {"search", "ranking", "likelihood", "training"}
+    secret = set(figures) - {"search", "ranking", "likelihood", "snapshots", "bound", "training"}
     shown, hidden = (page_of(case, show_members=show) for show in (True, False))
     assert secret
     for name in secret:

@@ -1,0 +1,132 @@
+"""The Python interface: the README's lines, arguments that are not as they must be, and curves with a closed form."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import fpjax
+from fpjax.checks import RequestError, StageError
+
+from .gaussian import chain_end, gaussian_score_fn
+
+ROOT = Path(__file__).resolve().parents[1]
+SDE, SHAPE, MEAN, STD, B = fpjax.SubVP(), (2, 2, 1), 0.2, 0.3, 0.5
+SAMPLER = fpjax.SamplerSettings("ancestral", num_levels=10)
+TARGETS = np.stack([np.full(SHAPE, 1.0, np.float32), np.full(SHAPE, -0.5, np.float32)])
+
+
+@jax.jit
+def detect(images):
+    """Both heads: is the first pixel above B?"""
+    above = 1.0 * (images[:, 0, 0, 0] > B)
+    return jnp.ones(len(images)), jnp.stack([above, above], axis=1)
+
+
+def search(**changes):
+    arguments = {
+        "score_fn": gaussian_score_fn(SDE, MEAN, STD), "sde": SDE, "detect": detect, "targets": TARGETS,
+        "key": jax.random.key(0), "sampler": SAMPLER, "engine": fpjax.EngineSettings(slots=64, block_steps=20),
+    } | changes  # fmt: skip
+    return fpjax.audit_search(**arguments)
+
+
+def test_the_lines_of_the_readme_run(capsys):
+    block = re.search(r"## From Python.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    names = {}
+    exec(block, names)  # noqa: S102
+    trained_on, held_out = names["found"].num_detected
+    assert trained_on.min() == names["found"].num_chains.max() == 16  # there is nothing else to return to
+    assert held_out[-1] == 0
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_curves_are_closed_form_tails_with_weights_as_arguments():
+    chains, levels = 300, [1, 3, 5, 8, 10]
+
+    def score_fn(params, x, t):
+        return gaussian_score_fn(SDE, params, STD)(x, t)
+
+    found = search(score_fn=score_fn, params=jnp.asarray(MEAN), levels=levels, num_chains=chains)
+    grid = fpjax.sampling.make_grid(SAMPLER, SDE)
+    np.testing.assert_array_equal(found.t, grid.t[levels])
+    for k, x in enumerate((1.0, -0.5)):
+        q = np.array([norm.sf(B, *chain_end(SDE, grid, "ancestral", MEAN, STD, level, x)) for level in levels])
+        z = (found.num_detected[k] - chains * q) / np.sqrt(chains * q * (1 - q) + 1)
+        assert np.abs(z).max() < 4.5
+    assert found.evaluations == 2 * chains * sum(levels)
+    assert not np.array_equal(found.num_detected[0], found.num_detected[1])
+
+
+def test_plain_samples_are_counted():
+    found = fpjax.audit_count(
+        gaussian_score_fn(SDE, MEAN, STD), SDE, detect, TARGETS, key=jax.random.key(1), num_samples=2000, num_members=1,
+        sampler=SAMPLER, engine=fpjax.EngineSettings(slots=256, block_steps=20),
+    )  # fmt: skip
+    grid = fpjax.sampling.make_grid(SAMPLER, SDE)
+    q = norm.sf(B, *chain_end(SDE, grid, "ancestral", MEAN, STD, 10, 0.0))
+    assert abs(found.num_detected[0] - 2000 * q) < 4.5 * np.sqrt(2000 * q * (1 - q)) + 2000 * 1e-3
+    assert found.num_samples == 2000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": [3, 2]}, r"levels: got \[3, 2\], expected strictly increasing integers in 1..10; fix: sort"),
+        ({"levels": [2, 2]}, "levels: got"),
+        ({"levels": [0, 2]}, "levels: got"),
+        ({"levels": [2, 11]}, "levels: got"),
+        ({"levels": [0.5]}, r"levels: got \[0.5\]"),
+        ({"levels": []}, r"levels: got \[\]"),
+        ({"num_chains": 0}, "work: got no chains in"),
+        ({"num_chains": -1}, "work: got a negative number"),
+        ({"num_chains": 2**30}, "work: got .* chains, expected at most 2,147,483,647"),
+        ({"targets": TARGETS[0]}, r"targets: got shape \(2, 2, 1\), expected \(k, h, w, c\)"),
+        ({"targets": 255 * TARGETS}, r"targets: got values from -127.5 to 255, expected model range"),
+        ({"score_fn": lambda x, t: x[None]}, r"score_fn: got float32\[1, 2, 2, 1\], expected float32\[2, 2, 1\]"),
+        ({"score_fn": lambda x, t: (x, x)}, "score_fn: got float32"),
+        ({"score_fn": lambda x, t: x.astype(jnp.bfloat16)}, "score_fn: got bfloat16"),
+        ({"detect": lambda x: x.mean((1, 2, 3))}, r"detect: got float32\[256\], expected .*\[256, 2\]"),
+        ({"detect": lambda x: (x, x)}, r"detect: got float32\[256, 2, 2, 1\]"),
+        ({"detect": lambda x: (x[:, 0, 0, 0] > 0, x[:, 0, :, 0])}, r"detect: got bool\[256\]"),
+        ({"key": jax.random.PRNGKey(0)}, r"key: got .*expected a typed key; fix: .*jax.random.key"),
+        ({"key": 0}, "key: got int"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(changes, message):
+    with pytest.raises(RequestError, match=message) as error:
+        search(**changes)
+    assert "\n" not in str(error.value)
+    assert "fix: " in str(error.value)
+
+
+def test_a_score_or_detector_that_is_not_a_number_names_the_chain():
+    with pytest.raises(StageError, match="chain 0 of target 0 at level 7 became non-finite"):
+        search(score_fn=lambda x, t: jnp.where(t > 0.6, jnp.nan, -x), levels=[2, 7], num_chains=1)
+
+    def blind(images):
+        fingerprint, identity = detect(images)
+        return fingerprint, jnp.where(images[:, 0, 0, :1] > -0.4, identity, jnp.nan)
+
+    with pytest.raises(StageError, match="detector's score of chain [0-3] of target 1 at level 1 is not a number"):
+        search(detect=blind, levels=[1], num_chains=4)
+
+
+def test_importing_is_quick_and_every_name_is_there():
+    """In a process of its own: no plotting, no checkpoints; and without any name not even JAX."""
+    script = (
+        "import sys, fpjax; assert 'jax' not in sys.modules; "
+        "names = [name for name in dir(fpjax) if not name.startswith('_')]; [getattr(fpjax, name) for name in names]; "
+        "assert 'audit_search' in names; loaded = {name.split('.')[0] for name in sys.modules}; "
+        "assert not loaded & {'matplotlib', 'orbax', 'ml_collections', 'absl_flags'}, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fpjax.nothing
