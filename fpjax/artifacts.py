@@ -23,7 +23,7 @@ import numpy as np
 from .checks import RequestError, StageError, check
 from .processes import num_processes, process_index
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _write_whole(path: Path, write: Any) -> None:

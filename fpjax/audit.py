@@ -257,6 +257,16 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True)
+class Likeness:
+    """How far a plain sample is from a member, pixel by pixel, in model range."""
+
+    target: int  # row of the member
+    mse: float
+    mae: float
+    score: float | None  # joint score as that member; None: above the threshold
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """The answer, in one word, with why and what would settle it."""
 
@@ -293,6 +303,8 @@ class AuditResult:
     stamped: bool = True  # False: targets carry no mark
     self_tests: list[SelfTest] = dataclasses.field(default_factory=list)
     thresholds: list[AtThreshold] = dataclasses.field(default_factory=list)
+    hits: list[Likeness] = dataclasses.field(default_factory=list)  # the first samples detected as a member
+    near_misses: list[Likeness] = dataclasses.field(default_factory=list)  # nearest to a member of those not detected
     snapshots: list[NllSnapshot] = dataclasses.field(default_factory=list)
     bound: list[Bound] = dataclasses.field(default_factory=list)
 
@@ -871,6 +883,8 @@ def make_audit(
             for member in targets[:num_members]
             for row in _at_thresholds(member.row, results, real, grid, settings, beta=beta, seed=seed + member.row)
         ],
+        hits=[Likeness(**hit, score=None) for hit in count["hits"]],
+        near_misses=[Likeness(**miss) for miss in count["near_misses"]],
         snapshots=_snapshots(likelihood, num_members, num_steps=results["score"]["num_steps"]),
         bound=[_bound(results["bound"], target, grid) for target in targets[:num_members]]
         if results["bound"]["target"]

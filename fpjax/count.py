@@ -2,7 +2,8 @@
 
 Beside the n samples it runs, on the same engine, chains from the lowest levels, which come back as the target
 whatever the model learned and so measure the detectors' sensitivity to denoising residue; and the same detectors on
-the empirical oracle, the perfect memoriser, which must be found.
+the empirical oracle, the perfect memoriser, which must be found. Of the samples that are not detected as a member it
+keeps those that are nearest to one in pixels: a copy that the detectors are blind to would be among them.
 """
 
 import dataclasses
@@ -33,7 +34,8 @@ from .oracle import nearest_image
 from .sde import TimeGrid
 from .types import DetectFn, Key
 
-KEPT_SAMPLES, KEPT_HITS = 16, 8
+KEPT_SAMPLES, KEPT_HITS, KEPT_MISSES = 16, 8, 8
+NOTHING = np.iinfo(np.int64).max  # chain number of an empty place
 # Errors of which some are kept: samples taken for a held-out target; samples that one of two classifiers accepts and
 # the other does not; chains from low levels whose target is not found.
 ERRORS = ("control", "fingerprint_only", "identity_only", "missed")
@@ -86,6 +88,11 @@ class CountResult(NamedTuple):
     hit_target: np.ndarray  # (<= 8,) member row of each
     hit_mse: np.ndarray  # (<= 8,) mean squared difference to that member, model range
     hit_mae: np.ndarray  # (<= 8,) mean absolute difference
+    near_misses: np.ndarray  # (<= 8, h, w, c) not detected as a member but nearest to one, by mean squared difference
+    near_target: np.ndarray  # (<= 8,) row of that member
+    near_mse: np.ndarray  # (<= 8,) increasing
+    near_mae: np.ndarray  # (<= 8,)
+    near_score: np.ndarray  # (<= 8,) joint score as that member
     errors: dict[str, np.ndarray]  # (<= 8, h, w, c) each, model range, with the target of each under NAME_target
 
 
@@ -126,15 +133,71 @@ def _keep_first(
     tally[f"{name}_target"][...] = np.concatenate([tally[f"{name}_target"], target])[order]
 
 
+@jax.jit
+def _squared_differences(images: jax.Array, members: jax.Array) -> jax.Array:
+    """Mean squared difference of each of (n, h, w, c) images to each member, (n, members)."""
+    # One member at a time, for memory.
+    return jax.lax.map(lambda member: jnp.mean((images - member) ** 2, axis=(1, 2, 3)), members).T
+
+
+def _miss_tally(image_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """No misses yet."""
+    columns = {"mse": np.inf, "mae": np.inf, "score": 0.0}
+    return {
+        "near_chain": np.full(KEPT_MISSES, NOTHING),
+        "near_target": np.zeros(KEPT_MISSES, np.int64),
+        "near_images": np.zeros((KEPT_MISSES, *image_shape), np.float32),
+        **{f"near_{name}": np.full(KEPT_MISSES, empty) for name, empty in columns.items()},
+    }
+
+
+def _keep_nearest(tally: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+    """Keeps the misses with the smallest difference, of equal ones those with the lowest chain numbers."""
+    both = {name: np.concatenate([tally[name], values]) for name, values in found.items()}
+    order = np.lexsort((both["near_chain"], both["near_mse"]))[:KEPT_MISSES]
+    for name, values in both.items():
+        tally[name][...] = values[order]
+
+
+def _add_misses(
+    tally: dict[str, np.ndarray], block: Block, missed: np.ndarray, joint: np.ndarray, members: np.ndarray
+) -> None:
+    """Adds the nearest misses of a block.
+
+    Args:
+      missed: (k,) bool, the block's plain samples that are not detected as a member.
+      joint: (k, members) joint scores.
+      members: (members, h, w, c).
+    """
+    squares = np.asarray(_squared_differences(block.images, members))[block.rows]
+    # The number of rows that are fetched is always the same, so that fetching them compiles once.
+    chosen = np.lexsort((block.chain, np.where(missed, squares.min(axis=1), np.inf)))[:KEPT_MISSES]
+    images = np.asarray(block.images[np.resize(block.rows[chosen], KEPT_MISSES)])[: len(chosen)]
+    images, chosen = images[missed[chosen]], chosen[missed[chosen]]
+    target = np.argmin(squares[chosen], axis=1)
+    mse, mae = _differences(images, members[target])
+    columns = {"chain": block.chain[chosen], "target": target, "images": images, "mse": mse, "mae": mae}
+    columns["score"] = joint[chosen, target]
+    _keep_nearest(tally, {f"near_{name}": values for name, values in columns.items()})
+
+
+def _differences(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squared and mean absolute difference of (n, h, w, c) pairs, in float64: alike wherever they were drawn."""
+    difference = (images.astype(np.float64) - others).reshape(len(images), np.prod(images.shape[1:], dtype=int))
+    return np.mean(difference**2, axis=1), np.mean(np.abs(difference), axis=1)
+
+
 def _merge(tallies: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Of several processes: the sum of their counts, and of what they kept the lowest chain numbers."""
-    kept, parts = ("hit", "sample", *ERRORS), ("chain", "images", "target")
-    names = {f"{name}_{part}" for name in kept for part in parts}
-    merged = {name: values for name, values in tallies[0].items() if name in names}
+    """Of several processes: the sum of their counts, and of what they kept what one process would have."""
+    names = ("hit", "sample", *ERRORS)
+    kept = {f"{name}_{part}" for name in names for part in ("chain", "images", "target")}
+    kept |= {name for name in tallies[0] if name.startswith("near_")}
+    merged = {name: values for name, values in tallies[0].items() if name in kept}
     for other in tallies[1:]:
-        for name in kept:
-            _keep_first(merged, name, *(other[f"{name}_{part}"] for part in parts))
-    counts = [{name: values for name, values in tally.items() if name not in names} for tally in tallies]
+        _keep_nearest(merged, {name: values for name, values in other.items() if name.startswith("near_")})
+        for name in names:
+            _keep_first(merged, name, *(other[f"{name}_{part}"] for part in ("chain", "images", "target")))
+    counts = [{name: values for name, values in tally.items() if name not in kept} for tally in tallies]
     return add_tallies(counts) | merged
 
 
@@ -164,7 +227,6 @@ def count(
     """
     work = count_work(settings, engine.grid, len(targets))
     check_detect(detect, engine.image_shape, len(targets))
-    nothing = np.iinfo(np.int64).max
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
         fingerprint, identity = block_scores(detect, block)
@@ -179,6 +241,8 @@ def count(
         tally["control_alone"] += _alone(both[plain][:, num_members:])
         low = np.flatnonzero(~plain)
         own = block.target[low]
+        detected = both[:, :num_members].any(axis=1)
+        _add_misses(tally, block, plain & ~detected, joint[:, :num_members], targets[:num_members])
         np.add.at(tally["low_detected"], own, both[low, own])
         np.add.at(tally["low_detected_at"], own, exceeding(joint[low, own], thresholds))
         add_residue(tally, fingerprint[low], identity[low], own, threshold=threshold)
@@ -186,7 +250,7 @@ def count(
         order = np.where(plain, block.chain, block.target * settings.sensitivity_chains + block.chain)
         marked, known = fingerprint > threshold, (identity > threshold).any(axis=1)
         for name, chosen, head in (
-            ("hit", plain & both[:, :num_members].any(axis=1), np.argmax(joint[:, :num_members], axis=1)),
+            ("hit", plain & detected, np.argmax(joint[:, :num_members], axis=1)),
             ("sample", plain & (block.chain < KEPT_SAMPLES), np.zeros_like(order)),
             ("control", plain & both[:, num_members:].any(axis=1), num_members + _best(joint[:, num_members:])),
             ("fingerprint_only", plain & marked & ~known, np.zeros_like(order)),
@@ -211,10 +275,11 @@ def count(
     }
     for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES), *((name, KEPT_ERRORS) for name in ERRORS)):
         tally |= {
-            f"{name}_chain": np.full(size, nothing),
+            f"{name}_chain": np.full(size, NOTHING),
             f"{name}_target": np.zeros(size, np.int64),
             f"{name}_images": np.zeros((size, *targets.shape[1:]), np.float32),
         }
+    tally |= _miss_tally(targets.shape[1:])
     state = run_saved(
         engine,
         params,
@@ -228,10 +293,9 @@ def count(
         log=log,
         label="count",
     )
-    kept = {n: tally[f"{n}_images"][tally[f"{n}_chain"] < nothing] for n in ("hit", "sample", *ERRORS)}
-    hits, samples = kept["hit"], kept["sample"]
+    kept = {n: tally[f"{n}_images"][tally[f"{n}_chain"] < NOTHING] for n in ("hit", "sample", "near", *ERRORS)}
+    hits, samples, misses = kept["hit"], kept["sample"], kept["near"]
     hit_target = tally["hit_target"][: len(hits)]
-    difference = (hits - targets[hit_target]).reshape(len(hits), np.prod(targets.shape[1:]))
     return CountResult(
         settings.num_samples,
         int(tally["fingerprint"]),
@@ -251,9 +315,10 @@ def count(
         samples,
         hits,
         hit_target,
-        np.mean(difference**2, axis=1),
-        np.mean(np.abs(difference), axis=1),
-        {n: kept[n] for n in ERRORS} | {f"{n}_target": tally[f"{n}_target"][: len(kept[n])] for n in ERRORS},
+        *_differences(hits, targets[hit_target]),
+        misses,
+        *(tally[f"near_{name}"][: len(misses)] for name in ("target", "mse", "mae", "score")),
+        errors={n: kept[n] for n in ERRORS} | {f"{n}_target": tally[f"{n}_target"][: len(kept[n])] for n in ERRORS},
     )
 
 

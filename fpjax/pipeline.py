@@ -257,12 +257,15 @@ def _count(run: Run) -> None:
         hits=to_bytes(result.hits),
         hit_target=result.hit_target,
         **{n: values if n.endswith("_target") else to_bytes(values) for n, values in result.errors.items()},
+        near_misses=to_bytes(result.near_misses),
+        near_target=result.near_target,
     )
     content = {
         name: value
         for name, value in result._asdict().items()
-        if name not in ("samples", "hits", "hit_target", "hit_mse", "hit_mae", "errors")
+        if name not in ("samples", "hits", "errors") and not name.startswith(("hit_", "near_"))
     }
+    misses = zip(result.near_target, result.near_mse, result.near_mae, result.near_score, strict=True)
     run.finish(
         "count",
         content
@@ -273,6 +276,7 @@ def _count(run: Run) -> None:
                 {"target": t, "mse": s, "mae": a}
                 for t, s, a in zip(result.hit_target, result.hit_mse, result.hit_mae, strict=True)
             ],
+            "near_misses": [{"target": t, "mse": s, "mae": a, "score": score} for t, s, a, score in misses],
         },
     )
 
@@ -294,12 +298,15 @@ def _search(run: Run) -> None:
     )
     if process_index():
         return
+    content = result._asdict()
+    shown = {name: content.pop(name) for name in result._fields if name.startswith("shown_")}
+    write_arrays(run.workdir / "samples" / "search.npz", **shown)
     members, everything = config.data.num_members, dataclasses.replace(config.search, strategy="exhaustive")
     most = search_work(everything, run.grid, len(run.targets), members).num_steps
     run.finish(
         "search",
         {
-            **result._asdict(),
+            **content,
             "num_members": members,
             "strategy": config.search.strategy,
             "exhaustive_evaluations": most * evaluations_per_step(run.engine, run.score_params),
@@ -451,6 +458,7 @@ def _report(run: Run) -> None:
         errors["fingerprint_only"] = kept["fingerprint_only"], None
     errors |= {kind: (kept[kind], kept[f"{kind}_target"]) for kind in ("control", "identity_only")}
     errors["missed_chain"] = kept["missed"], kept["missed_target"]
+    shown = read_arrays(run.workdir / "samples" / "search.npz")
     images = report.ReportImages(
         run.planted.targets,
         run.planted.originals,
@@ -464,6 +472,14 @@ def _report(run: Run) -> None:
             for name in classifier.NAMES
             if f"{name}_examples" in judged
         },
+        near_misses=(kept["near_misses"], kept["near_target"]),
+        returns=report.Returns(
+            shown["shown_target"],
+            run.grid.t[shown["shown_level"]],
+            shown["shown_detected"],
+            shown["shown_start"],
+            shown["shown_end"],
+        ),
     )
     training, show = _training(run), config.report.show_members
     figures = report.draw_figures(result, images, training, show_members=show)

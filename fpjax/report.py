@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from .audit import (
@@ -63,6 +64,16 @@ _STYLE: dict[Any, Any] = {
 _MAX_TILES = 40
 
 
+class Returns(NamedTuple):
+    """Chains that start at members, and what they ended as (paper, Fig. 4); a member's by increasing time."""
+
+    target: np.ndarray  # (n,) int, row in the targets
+    t: np.ndarray  # (n,) that the member was noised to
+    detected: np.ndarray  # (n,) bool, as that member
+    start: np.ndarray  # (n, h, w, c) uint8, the noised member
+    end: np.ndarray  # (n, h, w, c) uint8
+
+
 class ReportImages(NamedTuple):
     """Pictures of the report, uint8 of shape (n, h, w, c) with c = 1 or 3."""
 
@@ -76,6 +87,9 @@ class ReportImages(NamedTuple):
     errors: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}  # noqa: RUF012
     # By classifier, images that it was trained on (paper, Fig. 7), and whether each is a positive.
     examples: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # noqa: RUF012
+    # Samples that are not detected but nearest to a member, and its row in `targets`.
+    near_misses: tuple[np.ndarray, np.ndarray] | None = None
+    returns: Returns | None = None
 
 
 class Training(NamedTuple):
@@ -849,6 +863,28 @@ def _mosaic(*rows: np.ndarray, colours: Sequence[str | None], columns: int = 8) 
     return buffer.getvalue()
 
 
+def _draw_returns(returns: Returns, row: int, colour: str) -> bytes:
+    """One member's query images above what they came back as, with their times; detected ones in frames."""
+    own, columns = np.flatnonzero(returns.target == row), 10
+    lines = -(-len(own) // columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(5.6, 1.45 * lines), layout=layout)
+    panels = figure.subplots(2 * lines, columns, squeeze=False)
+    for axes in panels.ravel():
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for place, i in enumerate(own):
+        line, column = divmod(place, columns)
+        query, end = panels[2 * line : 2 * line + 2, column]
+        for axes, image in ((query, returns.start[i]), (end, returns.end[i])):
+            axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)), interpolation="nearest")
+        found = bool(returns.detected[i])
+        end.spines[:].set(visible=found, color=colour, linewidth=2.5)
+        end.set_xlabel(_time(float(returns.t[i]), 0.1), fontsize=9.5, labelpad=3, color="black" if found else _DARK)
+        end.xaxis.label.set_fontweight("bold" if found else "normal")
+    return _png(figure)
+
+
 def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes]:
     num_members = len(result.tests)
     frames = [_colour(i) if i < num_members else None for i in range(len(images.targets))]
@@ -859,6 +895,9 @@ def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes
     if len(images.hits):
         hits, rows = images.hits[:_MAX_TILES], images.hit_target[:_MAX_TILES]
         figures["hits"] = _mosaic(images.targets[rows], hits, colours=[frames[row] for row in rows])
+    if images.near_misses and len(images.near_misses[0]):
+        misses, rows = images.near_misses
+        figures["near_misses"] = _mosaic(images.targets[rows], misses, colours=[frames[row] for row in rows])
     for name, group in (("samples", images.samples), ("train", images.train)):
         if len(group):
             figures[name] = _mosaic(group[:_MAX_TILES], colours=[None] * _MAX_TILES)
@@ -872,7 +911,14 @@ def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes
     return figures
 
 
-_PICTURES = ("targets", "hits", "samples", "train", "on_the_way")
+def _draw_all_returns(images: ReportImages) -> dict[str, bytes]:
+    """A figure for each member that has chains to show."""
+    returns = images.returns
+    rows = np.unique(returns.target).tolist() if returns else []
+    return {f"returns_{row}": _draw_returns(returns, row, _colour(row)) for row in rows if returns}
+
+
+_PICTURES = ("targets", "hits", "near_misses", "samples", "train", "on_the_way")
 # Kinds of errors that are shown, what each is, and whether the target that is meant lies above it.
 ERRORS = {
     "fingerprint_false": "Real images without a mark in which the fingerprint classifier sees one.",
@@ -886,7 +932,7 @@ ERRORS = {
 
 
 def _is_picture(name: str) -> bool:
-    return name in _PICTURES or name.startswith(("error_", "examples_"))
+    return name in _PICTURES or name.startswith(("returns_", "error_", "examples_"))
 
 
 def draw_figures(
@@ -903,9 +949,9 @@ def draw_figures(
 
     Returns:
       PNG files by name: "search", "ranking", "likelihood", "snapshots", "bound", "roc", "thresholds", "classifiers" and
-      "training" where there is something to draw, and with `show_members` "targets", "hits", "samples", "train",
-      "on_the_way", "error_KIND" for kinds of `ERRORS` and "examples_NAME" for the classifiers' examples, where there are
-      such images.
+      "training" where there is something to draw, and with `show_members` "targets", "returns_ROW", "hits",
+      "near_misses", "samples", "train", "on_the_way", "error_KIND" for kinds of `ERRORS` and "examples_NAME" for the
+      classifiers' examples, where there are such images.
     """
     with matplotlib.rc_context(_STYLE):
         figures = {"search": _draw_search(result)}
@@ -925,6 +971,8 @@ def draw_figures(
             figures["classifiers"] = _draw_classifiers(training)
         if training.step:
             figures["training"] = _draw_training(training)
+        if show_members:
+            figures |= _draw_all_returns(images)
     if show_members:
         figures |= _draw_pictures(result, images)
         if training.samples is not None and len(training.samples):
@@ -1224,8 +1272,34 @@ def _counting_section(result: AuditResult) -> str:
         f"Probabilities are those of the sampler: {_escape(_sampler(result))}. The upper end of the interval allows "
         "for reproductions that the detectors miss.</p>\n"
         + _table(_shown(_table_of(result, _count_cells)), _heads(result, "Measure"))
+        + _likeness_table(result)
         + '<p class="soft">The paper’s test asks whether there are fewer reproductions than a perfect memoriser makes. '
         "It can do so with reproductions among the samples and is no test of safety.</p>\n"
+    )
+
+
+def _likeness_table(result: AuditResult) -> str:
+    """Pixel differences of the samples that are detected, and of the nearest that are not."""
+    threshold = f"above {result.detector.threshold:g}"
+    rows = [
+        (
+            f"{name} {i}",
+            f"{each.target}",
+            _small(each.mse),
+            _small(each.mae),
+            threshold if each.score is None else _small(each.score),
+        )
+        for name, group in (("detected", result.hits), ("near miss", result.near_misses))
+        for i, each in enumerate(group, 1)
+    ]
+    if not rows:
+        return ""
+    return (
+        "<h3>Distance in pixels</h3>\n"
+        + _table(_shown(rows), ["Sample", "Member", "Mean squared difference", "Mean absolute difference", "Score"])
+        + '<p class="soft">Of the samples detected as a member, the first ones; of all others, those nearest to a member: '
+        "a near miss as close as a detected sample would be a copy that the detectors are blind to. Pixels run from -1 to "
+        "1, one grey level is 0.0078.</p>\n"
     )
 
 
@@ -1403,6 +1477,7 @@ def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_membe
             f"Targets{' with their fingerprints, beneath each its original' if result.stamped else ''}. Members {frame} "
             "come first.",
         )
+        + _returns_pictures(result, figures)
         + "<h3>Samples detected as a member</h3>\n"
         + (
             _image(
@@ -1412,6 +1487,17 @@ def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_membe
                 f"The target, beneath it the sample that was detected as it (at most {_MAX_TILES}).",
             )
             or "<p>None.</p>\n"
+        )
+        + "<h3>Nearest misses</h3>\n"
+        + (
+            _image(
+                figures,
+                "near_misses",
+                "Member targets, each above a sample that was not detected but is near it.",
+                "Of the samples that were not detected, those nearest to a member in pixels, each beneath it: are the "
+                "detectors blind to a copy?",
+            )
+            or "<p>None kept.</p>\n"
         )
         + "<h3>Plain samples</h3>\n"
         + (
@@ -1426,6 +1512,21 @@ def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_membe
         + "<h3>Training images</h3>\n"
         + (_image(figures, "train", "Images of the training set.", "From the training set.") or "<p>None kept.</p>\n")
     )
+
+
+def _returns_pictures(result: AuditResult, figures: dict[str, bytes]) -> str:
+    """What members come back as, by time (paper, Fig. 4)."""
+    shown = "".join(
+        _image(
+            figures,
+            f"returns_{test.row}",
+            f"Member {test.row} noised to increasing times, each above what the same chain came back as.",
+            f"Member {test.row} noised to the time beneath, and below it what one chain made of it; in frames and bold "
+            "where that was detected as the member. Noise is cut to black and white.",
+        )
+        for test in result.tests
+    )
+    return f"<h3>What members come back as</h3>\n{shown}" if shown else ""
 
 
 def _training_section(training: Training, figures: dict[str, bytes], show_members: bool) -> str:

@@ -47,7 +47,7 @@ NEEDS = {
 }
 NUM_GRID = 16  # samples in a grid
 # Files beside STAGE.json without which a stage is not done.
-FILES = {"classifiers": ("samples/classifiers.npz",), "count": ("samples/count.npz",)}
+FILES = {name: (f"samples/{name}.npz",) for name in ("classifiers", "count", "search")}
 
 
 class Run:

@@ -3,23 +3,41 @@
 Two kinds of chains share one run of the engine. *Rank*: members and held-out targets alike at the same coarse levels
 with the same number of chains, so that a member's t50 can be ranked among theirs. *Curve*: members alone, at the
 levels that a strategy asks for, look after look (`strategies.py`); the first look runs with the ranking chains.
+
+Of the ranking chains number 0 of the first members is kept as pictures: what a member looks like at time t, and what it
+comes back as (paper, Fig. 4).
 """
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .artifacts import MetricsLog
-from .chains import Block, Engine, Work, block_scores, concatenate_work, make_work, run_saved
+from .chains import (
+    Block,
+    Engine,
+    Work,
+    block_scores,
+    chain_key,
+    concatenate_work,
+    make_work,
+    noised_start,
+    run_saved,
+)
 from .checks import check, in_range, one_of, whole
 from .detection import check_detect, exceeding
+from .fingerprint import to_bytes
 from .sde import TimeGrid
 from .strategies import CONFIRM, CURVE, STRATEGIES, Look, Plan, Seen, most_levels, spaced_levels
 from .types import DetectFn, Key
+
+SHOWN_MEMBERS, SHOWN_LEVELS = 4, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +93,11 @@ class SearchResult(NamedTuple):
     num_detected_at: np.ndarray  # (rows, thresholds), at other thresholds
     evaluations: int
     executed: int
+    shown_target: np.ndarray  # (shown,) of the chains that are kept as pictures
+    shown_level: np.ndarray  # (shown,)
+    shown_detected: np.ndarray  # (shown,) bool, as the target they started from
+    shown_start: np.ndarray  # (shown, h, w, c) uint8, the target noised to the level
+    shown_end: np.ndarray  # (shown, h, w, c) uint8, what the same chain ended as
 
 
 def make_plan(settings: SearchSettings, grid: TimeGrid, key: Key) -> Plan:
@@ -100,6 +123,33 @@ def rank_work(settings: SearchSettings, grid: TimeGrid, num_targets: int) -> Wor
     """The chains that members and held-out targets have alike."""
     levels = spaced_levels(grid.level_at(settings.rank_max_t), settings.rank_levels)
     return make_work(np.arange(num_targets)[:, None], levels, settings.rank_chains)
+
+
+def shown_chains(settings: SearchSettings, grid: TimeGrid, num_members: int) -> list[tuple[int, int]]:
+    """Members and ranking levels whose chain 0 is kept as pictures: the first members, levels thinned evenly."""
+    levels = spaced_levels(grid.level_at(settings.rank_max_t), settings.rank_levels)
+    levels = levels[spaced_levels(len(levels), min(SHOWN_LEVELS, len(levels))) - 1]
+    return [(member, level) for member in range(min(num_members, SHOWN_MEMBERS)) for level in levels.tolist()]
+
+
+def start_images(grid: TimeGrid, targets: np.ndarray, target: np.ndarray, level: np.ndarray, *, key: Key) -> np.ndarray:
+    """Where chain 0 from each of these targets and levels starts, the query image x_{t,p}.
+
+    Args:
+      targets: (k, h, w, c) float32 in model range.
+      target, level: (n,) integers.
+      key: root of every chain's key.
+
+    Returns:
+      (n, h, w, c) float32.
+    """
+
+    def start(target: jax.Array, level: jax.Array, image: jax.Array, scale: jax.Array, std: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(chain_key(key, target, level, jnp.zeros_like(level)), 0)
+        return noised_start(own, image, jnp.array(True), scale, std, jnp.asarray(grid.prior_std))
+
+    rows = jnp.asarray(target, jnp.int32), jnp.asarray(level, jnp.int32)
+    return np.asarray(jax.vmap(start)(*rows, *map(jnp.asarray, (targets[target], grid.scale[level], grid.std[level]))))
 
 
 def look_work(settings: SearchSettings, look: Look) -> Work:
@@ -133,6 +183,7 @@ def count_returns(
     threshold: float,
     thresholds: tuple[float, ...] = (),
     chains: tuple[int, ...] = (),
+    shown: Sequence[tuple[int, int]] = (),
     key: Key,
     path: Path | None = None,
     log: MetricsLog | None = None,
@@ -147,11 +198,13 @@ def count_returns(
       threshold: score above which a classifier says yes.
       thresholds: others, at which detections are counted too.
       chains: how many of a level's chains are of the first phase, how many of the next; none: all are of the first.
+      shown: targets and levels whose chain 0 is kept as pictures; the work must have it.
       path: where an interrupted run is kept; None: nowhere.
       log: of the progress; None: none.
       keep: also keep the state of a finished run there, of which a search of several looks takes up its earlier ones.
     """
     num_levels, firsts = engine.grid.num_levels, np.cumsum(chains[:-1])
+    places = {chain: place for place, chain in enumerate(shown)}
     check_detect(detect, engine.image_shape, len(targets))
     check(
         bool(np.all(work.target >= 0)),
@@ -170,8 +223,18 @@ def count_returns(
         )
         columns = np.concatenate([columns, exceeding(joint, thresholds)], axis=-1)
         np.add.at(tally["counts"], (block.target, phase, block.level), columns.astype(np.int64))
+        for row in np.flatnonzero(block.chain == 0):
+            place = places.get((int(block.target[row]), int(block.level[row])))
+            if place is not None:
+                tally["shown_detected"][place] = joint[row] > threshold
+                tally["shown_end"][place] = to_bytes(np.asarray(block.images[int(block.rows[row])]))
 
-    tally = {"counts": np.zeros((len(targets), len(firsts) + 1, num_levels + 1, 4 + len(thresholds)), np.int64)}
+    # Each kept chain is one process's, and zero in the others: pictures add up as counts do.
+    tally = {
+        "counts": np.zeros((len(targets), len(firsts) + 1, num_levels + 1, 4 + len(thresholds)), np.int64),
+        "shown_detected": np.zeros(len(shown), bool),
+        "shown_end": np.zeros((len(shown), *engine.image_shape), np.uint8),
+    }
     state = run_saved(
         engine,
         params,
@@ -187,6 +250,7 @@ def count_returns(
     )
     target, phase, level = np.nonzero(tally["counts"][..., 0])
     counts = tally["counts"][target, phase, level]
+    shown_target, shown_level = np.asarray(shown, int).reshape(-1, 2).T
     return SearchResult(
         target,
         phase,
@@ -195,6 +259,11 @@ def count_returns(
         num_detected_at=counts[:, 4:],
         evaluations=state.num_useful,
         executed=state.num_executed,
+        shown_target=shown_target,
+        shown_level=shown_level,
+        shown_detected=tally["shown_detected"],
+        shown_start=to_bytes(start_images(engine.grid, np.asarray(targets), shown_target, shown_level, key=key)),
+        shown_end=tally["shown_end"],
     )
 
 
@@ -235,6 +304,7 @@ def search(
             detect,
             concatenate_work(parts),
             chains=settings.chains,
+            shown=shown_chains(settings, engine.grid, num_members) if number == 0 else (),
             key=key,
             path=path and path.with_name(f"{path.stem}-{number}{path.suffix}"),
             keep=settings.strategy not in ("exhaustive", "random"),
@@ -246,10 +316,12 @@ def search(
         for counts, new in ((seen.num_chains, result.num_chains), (seen.num_detected, result.num_detected)):
             counts[place] += new[curve]
         seen = seen._replace(confirmed=bool(look and look.phase == CONFIRM))
-    rows = [np.concatenate(column) for column in zip(*(result[:-2] for result in found), strict=True)]
-    order = np.lexsort((rows[2], rows[1], rows[0]))
-    return SearchResult(
-        *(column[order] for column in rows),
+    names = SearchResult._fields[: SearchResult._fields.index("evaluations")]
+    rows = {name: np.concatenate([getattr(result, name) for result in found]) for name in names}
+    order = np.lexsort((rows["level"], rows["phase"], rows["target"]))
+    # The first look alone has pictures.
+    return found[0]._replace(
+        **{name: column[order] for name, column in rows.items()},
         evaluations=sum(result.evaluations for result in found),
         executed=sum(result.executed for result in found),
     )

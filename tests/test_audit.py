@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fpjax.audit import INCONCLUSIVE, LEAK, MEMORISED, NONE_FOUND, REPRODUCED, AuditSettings, make_audit
+from fpjax.audit import INCONCLUSIVE, LEAK, MEMORISED, NONE_FOUND, REPRODUCED, AuditSettings, Likeness, make_audit
 from fpjax.checks import RequestError
 from fpjax.sde import SubVP, time_grid
 
@@ -97,6 +97,8 @@ def results(
             "roc": [roc("fingerprint", "residue", 256 * targets, 0), roc("joint", "residue", 256, 256 * controls)],
             "evaluations": 10,
             "executed": 11,
+            "hits": [{"target": 0, "mse": 0.01, "mae": 0.08}],
+            "near_misses": [{"target": 0, "mse": 0.2, "mae": 0.3, "score": 0.4}],
             "oracle": {
                 "num_samples": 30_000,
                 "reproduced": [round(30_000 / num_train)],
@@ -176,6 +178,8 @@ def test_reproduced():
     assert test.fewer_p == pytest.approx(binom.cdf(52, 50_000, 1e-3))
     assert test.leak_p == pytest.approx(1e-3, rel=1e-6)  # its smallest value
     assert test.rate.lower < 52 / 50_000 < test.rate.upper
+    assert result.hits == [Likeness(0, 0.01, 0.08, None)]
+    assert result.near_misses == [Likeness(0, 0.2, 0.3, 0.4)]
 
 
 def test_memorised_without_a_single_reproduction():

@@ -1000,7 +1000,7 @@ class TestPlant:
         planted = plant(small, settings)
         content = describe(small, planted, settings)
         assert json.loads(json.dumps(content, allow_nan=False)) == content
-        assert content["schema_version"] == 2
+        assert content["schema_version"] == 3
         assert content["identity"] == small.identity
         assert content["num_train"] == 20
         assert content["num_images"] == {"train": 20, "targets": 6, "reserve": 19, "val": 7, "test": 7}

@@ -21,12 +21,12 @@ from fpjax.classifier import (
     unchanged,
 )
 from fpjax.compilation import jit_once
-from fpjax.count import CountSettings, count, count_work, sensitivity_level
+from fpjax.count import KEPT_MISSES, CountSettings, count, count_work, sensitivity_level
 from fpjax.detection import detect_all
-from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
-from fpjax.sampling import SAMPLERS
+from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_bytes
+from fpjax.sampling import SAMPLERS, Sampler, SamplerState
 from fpjax.sde import SubVP, time_grid
-from fpjax.search import SearchSettings, search, search_work
+from fpjax.search import SearchSettings, count_returns, rank_work, search, search_work, shown_chains
 
 from .gaussian import gaussian_score_fn
 
@@ -223,6 +223,39 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
     few, some, many = (sum(row[i] for row in expected.values()) for i in (5, 3, 4))
     assert 0 < few < some < many
     assert result.evaluations == work.num_steps
+    # Pictures are of the member's ranking chain 0 at every ranking level.
+    assert result.shown_target.tolist() == [0] * 4
+    assert result.shown_level.tolist() == sorted({level for _, phase, level in expected if phase == 0})
+    shown = np.stack([images[0, level, 0] for level in result.shown_level])
+    np.testing.assert_array_equal(result.shown_end, to_bytes(shown))
+    np.testing.assert_array_equal(result.shown_detected, (shown[:, 0, :2, 0] > 0.3).all(axis=1))
+    assert 0 < result.shown_detected.sum()
+
+
+def test_a_shown_query_image_is_where_its_chain_starts():
+    """A sampler that moves nothing ends every chain where it started."""
+    engine = make_engine(
+        lambda _: Sampler(SamplerState, lambda state, level, key: state), GRID, (2, 2, 1), EngineSettings(32, 5)
+    )
+    shown = [(2, 12), (0, 1), (0, 7)]
+    work = rank_work(SearchSettings(rank_levels=12, rank_chains=2), GRID, 3)
+    result = count_returns(engine, None, TARGETS, jit_detect, work, threshold=0.5, shown=shown, key=jax.random.key(3))
+    assert [*zip(result.shown_target.tolist(), result.shown_level.tolist(), strict=True)] == shown
+    # Compiled together with other code, the last bit may be rounded otherwise.
+    assert np.abs(result.shown_start.astype(int) - result.shown_end).max() <= 1
+    assert np.abs(result.shown_start[1] - to_bytes(TARGETS[0]).astype(int)).max() <= 2  # level 1 is next to no noise
+    assert np.ptp(result.shown_start[0]) > 20
+
+
+def test_few_chains_are_shown():
+    settings, grid = SearchSettings(member_levels=10, rank_levels=55, rank_max_t=0.55), time_grid(SDE, 100)
+    chains = shown_chains(settings, grid, 6)
+    assert [*dict.fromkeys(target for target, _ in chains)] == [0, 1, 2, 3]
+    levels = [level for target, level in chains if target == 3]
+    assert len(levels) == 20
+    assert levels[-1] == 55
+    assert set(np.diff(levels)) == {2, 3}
+    assert shown_chains(SearchSettings(rank_levels=3), grid, 1) == [(0, 33), (0, 67), (0, 100)]
 
 
 def test_search_work_gives_members_and_controls_the_same_ranking_chains():
@@ -283,6 +316,49 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
     np.testing.assert_allclose(
         result.hit_mse[0], np.mean((plain[hits[0]] - TARGETS[result.hit_target[0]]) ** 2), rtol=1e-5
     )
+
+
+def test_the_nearest_misses_are_those_of_a_loop_over_all_samples(engine):
+    settings = CountSettings(num_samples=150, sensitivity_chains=9)
+    result = count(
+        engine, None, TARGETS, jit_detect, settings, num_members=2, threshold=0.5, key=jax.random.key(6)
+    )  # fmt: skip
+    images = everything(engine, count_work(settings, GRID, 2), 6)
+    misses = []
+    for (target, _, chain), image in images.items():
+        scores = [np.clip(image[0, 0, 0] + 0.2, 0, 1), *np.clip(0.5 + image[0, 1, 0] - np.array([0.3, 0.6]), 0, 1)]
+        if target == NO_TARGET and min(scores[0], max(scores[1:])) <= 0.5:
+            squares = [np.mean((image.astype(float) - member) ** 2) for member in TARGETS[:2]]
+            row = int(np.argmin(squares))
+            misses.append((squares[row], chain, row, min(scores[0], scores[1 + row]), image))
+    misses = sorted(misses, key=lambda miss: miss[:2])[:KEPT_MISSES]
+    np.testing.assert_array_equal(result.near_misses, [miss[-1] for miss in misses])
+    assert result.near_target.tolist() == [miss[2] for miss in misses]
+    np.testing.assert_allclose(result.near_mse, [miss[0] for miss in misses], rtol=1e-12)
+    np.testing.assert_allclose(result.near_score, [miss[3] for miss in misses], rtol=1e-6)
+    mae = [np.mean(np.abs(miss[-1] - TARGETS[miss[2]])) for miss in misses]
+    np.testing.assert_allclose(result.near_mae, mae, rtol=1e-6)
+    assert result.near_mse[0] < result.near_mse[-1]
+
+
+def test_equally_near_misses_are_kept_by_chain_number_in_any_order_of_arrival():
+    """A sampler that ends everywhere at 0: only numbers tell the misses apart, and fewer than are kept are kept."""
+    found = []
+    for slots in (3, 16):
+        dead = Sampler(SamplerState, lambda state, level, key: SamplerState(0 * state.x))
+        still = make_engine(lambda _, dead=dead: dead, GRID, (2, 2, 1), EngineSettings(slots, 5))
+        for num_samples in (40, 5):
+            settings = CountSettings(num_samples=num_samples, sensitivity_chains=1)
+            result = count(
+                still, None, TARGETS[::-1], jit_detect, settings, num_members=3, threshold=0.5, key=jax.random.key(0)
+            )  # fmt: skip
+            found.append(result)
+            assert len(result.near_misses) == min(num_samples, KEPT_MISSES)
+            assert set(result.near_target.tolist()) == {0}
+            np.testing.assert_allclose(result.near_mse, 0.01, rtol=1e-6)
+            np.testing.assert_allclose(result.near_mae, 0.1, rtol=1e-6)
+    assert len(found[0].hits) == 0
+    assert found[0].near_mse.tolist() == found[2].near_mse.tolist()
 
 
 def test_sensitivity_level_is_below_one_grey_level():

@@ -42,6 +42,13 @@ def wait_for(process, stage):
 def same_results(workdir, other):
     for name in RESULTS:
         assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("count", "search"):
+        found, expected = (
+            artifacts.read_arrays(directory / "samples" / f"{name}.npz") for directory in (workdir, other)
+        )
+        assert found.keys() == expected.keys()
+        for part, values in expected.items():
+            np.testing.assert_array_equal(found[part], values, err_msg=part)
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
     assert not list((workdir / "partial").glob("*"))
 

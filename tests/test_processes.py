@@ -39,7 +39,8 @@ def tallies(directory=None):
     engine, common = gaussian_engine(slots=4, block_steps=9), {"threshold": 0.5, "key": jax.random.key(2)}
     paths = [directory and directory / f"{name}.npz" for name in ("search", "count")]
     work = make_work([[0], [1]], np.arange(1, 21), 3)
-    found = count_returns(engine, None, TARGETS, detect, work, thresholds=(0.8,), path=paths[0], **common)
+    shown = [(1, 2), (0, 20), (0, 1)]
+    found = count_returns(engine, None, TARGETS, detect, work, thresholds=(0.8,), shown=shown, path=paths[0], **common)
     settings = CountSettings(num_samples=41, sensitivity_chains=5)
     counted = count(engine, None, TARGETS, detect, settings, num_members=1, path=paths[1], **common)
     return {f"{i}.{name}": v for i, r in enumerate((found, counted)) for name, v in r._asdict().items()}
@@ -104,6 +105,8 @@ def test_two_processes_count_what_one_counts(tmp_path):
     assert expected["1.num_samples"] == 41
     assert 0 < expected["1.num_detected"][0] < 41
     assert len(expected["1.hits"]) > 0
+    assert len(expected["1.near_misses"]) == 8
+    assert expected["0.shown_end"].any(axis=(1, 2, 3)).all()
     assert {path.name for path in tmp_path.glob("*.npz")} >= {"search-process1.npz", "count-process1.npz"}
 
 
@@ -140,7 +143,8 @@ def test_two_processes_share_the_chains_of_a_run(smoke, environment, tmp_path):
     """Of a finished run the counts are made again by two; all is as it was but what idle slots cost."""
     workdir = tmp_path / "run"
     shutil.copytree(smoke[0], workdir)
-    for name in ("count.json", "search.json", "samples/count.npz"):
+    pictures = ("samples/count.npz", "samples/search.npz")
+    for name in ("count.json", "search.json", *pictures):
         (workdir / name).unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -162,4 +166,8 @@ def test_two_processes_share_the_chains_of_a_run(smoke, environment, tmp_path):
             content.pop("executed", None)
             content.pop("digest", None)
         assert found == expected
+    for name in pictures:
+        found, expected = (read_arrays(directory / name) for directory in (workdir, smoke[0]))
+        for part, values in expected.items():
+            np.testing.assert_array_equal(found[part], values, err_msg=part)
     assert not list((workdir / "partial").glob("*"))

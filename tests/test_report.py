@@ -264,6 +264,8 @@ LEAK = audit.AuditResult(
         audit.SelfTest("controls, audited model", False, True, "too few"),
     ],
     thresholds=[at(0.1, 30), at(0.5, 9), at(0.9, 5)],
+    hits=[audit.Likeness(0, 0.0123, 0.0456, None)],
+    near_misses=[audit.Likeness(0, 0.234, 0.345, 0.21), audit.Likeness(0, 0.567, 0.678, 3e-5)],
 )
 UNDECIDED = dataclasses.replace(
     LEAK,
@@ -291,17 +293,19 @@ UNDECIDED = dataclasses.replace(
     evaluations={"count": {"useful": 0, "executed": 0}, "search": {"useful": 1, "executed": 1}},
     strategy="exhaustive",
     exhaustive_evaluations=1,
+    hits=[],
+    near_misses=[],
     provenance={"note": "a <script>alert(1)</script>"},
 )
 
 
 def pictures(num_targets, num_hits, channels=1):
-    """Random images, so that none equals another."""
+    """Random images, so that none equals another; where there are hits, near misses and returns of target 0 too."""
 
     def draw(count, seed):
         return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, channels), np.uint8)
 
-    return report.ReportImages(
+    images = report.ReportImages(
         draw(num_targets, 0),
         draw(num_targets, 1),
         draw(5, 2),
@@ -317,6 +321,11 @@ def pictures(num_targets, num_hits, channels=1):
         else {},
         examples={"identity": (draw(4, 8), np.array([True, False, True, False]))} if num_hits else {},
     )
+    if not num_hits:
+        return images
+    t = np.linspace(0.08, 1, 6)
+    returns = report.Returns(np.zeros(6, int), t, np.arange(6) < 3, draw(6, 6), draw(6, 7))
+    return images._replace(near_misses=(draw(2, 8), np.zeros(2, int)), returns=returns)
 
 
 TRAINED = report.Training(
@@ -502,7 +511,9 @@ def test_figures_show_what_there_is():
 
     charts = {"search", "ranking", "likelihood", "training", "roc", "thresholds", "classifiers"}
     errors = {"error_fingerprint_false", "error_control", "examples_identity"}
-    assert drawn("leak", show_members=True) == charts | errors | {"targets", "hits", "samples", "train", "on_the_way"}
+    assert drawn("leak", show_members=True) == charts | errors | {
+        "targets", "returns_0", "hits", "near_misses", "samples", "train", "on_the_way",
+    }  # fmt: skip
     assert drawn("leak", show_members=False) == charts
     assert drawn("undecided", show_members=True) == {"search", "targets", "samples", "train"}
     assert drawn("densities", show_members=False) == charts | {"snapshots", "bound"}
@@ -528,6 +539,26 @@ def test_a_hit_lies_beneath_its_target():
     for i, row in enumerate([2, 0]):
         shown = [pixels[4 + tile * j : 68 + tile * j : scale, 4 + tile * i : 68 + tile * i : scale] for j in (0, 1)]
         np.testing.assert_array_equal(shown, [images.targets[row, ..., 0], images.hits[i, ..., 0]])
+
+
+def test_what_a_member_comes_back_as_is_drawn_with_what_is_detected():
+    images = pictures(10, 9)
+    returns = images.returns
+    assert returns is not None
+
+    def drawn(**changes):
+        return report._draw_all_returns(images._replace(returns=returns._replace(**changes)))
+
+    def colour(content, hexadecimal):
+        pixels = np.round(255 * matplotlib.image.imread(io.BytesIO(content))[..., :3])
+        return (pixels == [int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).sum()
+
+    few, more, none = (drawn(detected=np.arange(6) < n)["returns_0"] for n in (2, 4, 0))
+    assert colour(none, "#0072b2") == 0
+    assert 1.8 < colour(more, "#0072b2") / colour(few, "#0072b2") < 2.2
+    for changes in ({"end": returns.end[::-1]}, {"start": returns.start[::-1]}, {"t": returns.t / 2}):
+        assert drawn(**changes)["returns_0"] != few
+    assert set(drawn(target=np.repeat([0, 2], 3))) == {"returns_0", "returns_2"}
 
 
 # HTML
@@ -564,6 +595,16 @@ def test_html_leaves_pictures_out(case):
     assert len(Page(hidden).images) == len(figures) - len(secret)
     assert "Pictures were left out" in hidden
     assert "Pictures were left out" not in shown
+
+
+def test_html_lists_how_near_samples_are():
+    text = report.to_html(LEAK, {}, UNTRAINED, show_members=False)
+    for row in (
+        '<th scope="row">detected 1</th><td>0</td><td>0.012</td><td>0.046</td><td>above 0.5</td>',
+        '<th scope="row">near miss 2</th><td>0</td><td>0.57</td><td>0.68</td><td>3.0e-5</td>',
+    ):
+        assert row in text, row
+    assert "Distance in pixels" not in report.to_html(UNDECIDED, {}, UNTRAINED, show_members=False)
 
 
 def test_html_shows_the_training():
