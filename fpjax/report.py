@@ -1285,8 +1285,8 @@ def _likeness_table(result: AuditResult) -> str:
         (
             f"{name} {i}",
             f"{each.target}",
-            _small(each.mse),
-            _small(each.mae),
+            # Those of a model that learned nothing can be hundreds.
+            *(_small(value) if value < 10 else f"{value:,.0f}" for value in (each.mse, each.mae)),
             threshold if each.score is None else _small(each.score),
         )
         for name, group in (("detected", result.hits), ("near miss", result.near_misses))

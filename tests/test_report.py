@@ -265,7 +265,7 @@ LEAK = audit.AuditResult(
     ],
     thresholds=[at(0.1, 30), at(0.5, 9), at(0.9, 5)],
     hits=[audit.Likeness(0, 0.0123, 0.0456, None)],
-    near_misses=[audit.Likeness(0, 0.234, 0.345, 0.21), audit.Likeness(0, 0.567, 0.678, 3e-5)],
+    near_misses=[audit.Likeness(0, 0.234, 0.345, 0.21), audit.Likeness(0, 567.8, 12.3, 3e-5)],
 )
 UNDECIDED = dataclasses.replace(
     LEAK,
@@ -601,7 +601,7 @@ def test_html_lists_how_near_samples_are():
     text = report.to_html(LEAK, {}, UNTRAINED, show_members=False)
     for row in (
         '<th scope="row">detected 1</th><td>0</td><td>0.012</td><td>0.046</td><td>above 0.5</td>',
-        '<th scope="row">near miss 2</th><td>0</td><td>0.57</td><td>0.68</td><td>3.0e-5</td>',
+        '<th scope="row">near miss 2</th><td>0</td><td>568</td><td>12</td><td>3.0e-5</td>',
     ):
         assert row in text, row
     assert "Distance in pixels" not in report.to_html(UNDECIDED, {}, UNTRAINED, show_members=False)
