@@ -5,6 +5,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 # The user's cache of compiled programs is not the tests' to fill.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
+import fcntl
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +60,17 @@ def launch(environment, *flags, cwd=ROOT):
 
 @pytest.fixture(scope="session")
 def smoke(environment, tmp_path_factory):
-    """A finished run."""
+    """A finished run: made by the first worker that asks for it, copied by the others."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    first, said = shared / "smoke_run", shared / "smoke_run.json"
+    with (shared / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.is_file():
+            done = launch(environment, f"--workdir={first}")
+            assert done.returncode == 0, done.stderr
+            said.write_text(json.dumps([done.stdout, done.stderr]))
     workdir = tmp_path_factory.mktemp("smoke") / "run"
-    done = launch(environment, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir, done
+    shutil.copytree(first, workdir)
+    streams = [text.replace(str(first), str(workdir)) for text in json.loads(said.read_text())]
+    return workdir, subprocess.CompletedProcess([], 0, *streams)

@@ -43,7 +43,7 @@ SHA256 = {
     "phantom_28": "add7dd1ff9dabf9f795b82ceedd5361566c6148cbcd78ef556244cf6b0acc8e0",
     "splits": "321df86e8cddc5a86c5979db4543990cf072362f9df7621c2a6421ef58b2ea77",
     "planted": "f34a1a3100e721880c2659542dec8296afee510cbef11fda5e317e7cb7da9013",
-    "data_json": "f1651a1a38e189c830cca48824b26bac5f86bc72727893c2ef70afbd66ab698f",
+    "data_json": "2bfc6d7d2a04ac5b99a89b1475ac3106a83be6ddff854e2fc206ec50f3060999",
 }
 
 

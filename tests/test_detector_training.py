@@ -157,6 +157,7 @@ def assert_same(a, b, **tolerance):
         np.testing.assert_allclose(left, right, **tolerance or {"rtol": 0, "atol": 0})
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_on_other_devices_it_ends_alike(tmp_path, easy):
     whole = train(tmp_path / "whole", LINEAR, QUICK)
 
@@ -177,6 +178,7 @@ def test_interrupted_and_resumed_on_other_devices_it_ends_alike(tmp_path, easy):
         assert_same(whole, resumed, **tolerance)
 
 
+@pytest.mark.slow
 def test_scanned_epochs_are_the_single_steps(tmp_path, monkeypatch, easy):
     """Accelerators take an epoch in one dispatch."""
     single = train(tmp_path / "single", LINEAR, QUICK)

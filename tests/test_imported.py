@@ -88,7 +88,7 @@ def test_every_sample_and_every_chain_is_the_member(finished):
     run, _ = finished
     count, search, report = (read_json(run / f"{name}.json") for name in ("count", "search", "report"))
     assert count["num_detected"] == [48, 0, 0]
-    assert count["sensitivity_detected"] == [16]
+    assert count["sensitivity_detected"] == [16, 0, 0]
     member = np.asarray(search["target"]) == 0
     np.testing.assert_array_equal(
         np.asarray(search["num_detected"]), np.where(member, search["num_chains"], 0), err_msg="chains"

@@ -63,6 +63,7 @@ def interrupt(environment, workdir, stage, delay, number):
     return process.returncode
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_same_bytes(smoke, environment, tmp_path):
     rng = random.Random(0)
     statuses = [

@@ -93,7 +93,10 @@ def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
     ("flags", "message"),
     [
         (["--stge=data"], "stge"),
-        (["--stage=data,train"], "--stage: got 'train', expected one of benchmark, check, classifiers, count, data"),
+        (
+            ["--stage=data,train"],
+            "--stage: got 'train', expected one of benchmark, bound, check, classifiers, count, data",
+        ),
         (["word"], "argument 'word'"),
         (["--config=configs/no_such.py"], "no_such.py"),
         (["--config.typo=1"], "typo"),
@@ -156,6 +159,7 @@ def test_damaged_files_of_a_run_are_named(smoke, environment, tmp_path):
     assert (workdir / "search.json").read_bytes() == good
 
 
+@pytest.mark.slow
 def test_a_real_file_is_audited_by_checksum(environment, tmp_path):
     source = ROOT.parent / "shared" / "data" / "medmnist" / "breastmnist.npz"
     if not source.is_file():

@@ -169,6 +169,7 @@ def test_bad_settings_are_refused(wrong, message):
         wrong()
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_and_no_result():
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([10.0, 500.0])
     settings = dataclasses.replace(TINY, dropout=0.3)

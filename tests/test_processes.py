@@ -43,7 +43,8 @@ def tallies(directory=None):
     found = count_returns(engine, None, TARGETS, detect, work, thresholds=(0.8,), shown=shown, path=paths[0], **common)
     settings = CountSettings(num_samples=41, sensitivity_chains=5)
     counted = count(engine, None, TARGETS, detect, settings, num_members=1, path=paths[1], **common)
-    return {f"{i}.{name}": v for i, r in enumerate((found, counted)) for name, v in r._asdict().items()}
+    everything = {f"{i}.{name}": v for i, r in enumerate((found, counted)) for name, v in r._asdict().items()}
+    return everything | {f"errors.{name}": v for name, v in everything.pop("1.errors").items()}
 
 
 _SCRIPT = """
