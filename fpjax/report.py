@@ -485,7 +485,7 @@ def _threshold_row(result: AuditResult, at: AtThreshold) -> tuple[str, ...]:
         f"{at.num_detected:,} of {result.num_samples:,}",
         f"{at.false_hits:,} of {at.false_images:,}",
         _small(at.leak_p),
-        _rate(at.sensitivity, result.settings.confidence),
+        f"{at.sensitivity.hits:,} of {at.sensitivity.trials:,}",
         _time(at.t_prime, _grid_width(curve), last=_last(curve)),
         f"{_time(at.t50, width, last=curve.t[-1])} ({ends})",
     )
@@ -811,7 +811,8 @@ def _draw_thresholds(result: AuditResult) -> bytes:
         times.plot(x, [at.t_prime for at in rows], "^:", color=_colour(i), label=f"$t'${who}")
     for axes in (rates, times):
         axes.axvline(used, color=_DARK, linewidth=0.8, linestyle="-.", zorder=1)
-    rates.set(ylabel="samples", yscale="symlog", ylim=(-0.3, None))
+    most = max(at.num_detected for at in result.thresholds)
+    rates.set(ylabel="samples", yscale="symlog", ylim=(-0.3, 1.5 * most + 1))
     times.set(ylabel="time t", xlabel="threshold (in use: the vertical line)", ylim=(0, None))
     for axes in (rates, times):
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)

@@ -44,7 +44,8 @@ def tallies(directory=None):
     settings = CountSettings(num_samples=41, sensitivity_chains=5)
     counted = count(engine, None, TARGETS, detect, settings, num_members=1, path=paths[1], **common)
     everything = {f"{i}.{name}": v for i, r in enumerate((found, counted)) for name, v in r._asdict().items()}
-    return everything | {f"errors.{name}": v for name, v in everything.pop("1.errors").items()}
+    nested = [everything.pop("1.errors"), *everything.pop("1.roc")]
+    return everything | {f"1.{i}.{name}": v for i, part in enumerate(nested) for name, v in part.items()}
 
 
 _SCRIPT = """
