@@ -294,6 +294,7 @@ print(json.dumps({"gaps": gaps, "moved": moved, "share": ends[1][3] / ends[0][3]
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_have_one_devices_loss_statistics_and_gradient():
     """Batch norm sees the whole batch, whatever the devices; each does its share."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

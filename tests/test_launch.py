@@ -141,6 +141,7 @@ def test_workdir_of_another_config_or_of_something_else_is_refused(smoke, enviro
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_run_are_named(smoke, environment, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(smoke[0], workdir)
