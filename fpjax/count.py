@@ -159,6 +159,12 @@ def _keep_nearest(tally: dict[str, np.ndarray], found: dict[str, np.ndarray]) ->
         tally[name][...] = values[order]
 
 
+def _fetch(block: Block, rows: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` images of a block, by their places among its rows."""
+    # The number of rows that are fetched is always the same, so that fetching them compiles once.
+    return np.asarray(block.images[np.resize(block.rows[rows], most)])[: len(rows)]
+
+
 def _add_misses(
     tally: dict[str, np.ndarray], block: Block, missed: np.ndarray, joint: np.ndarray, members: np.ndarray
 ) -> None:
@@ -170,9 +176,8 @@ def _add_misses(
       members: (members, h, w, c).
     """
     squares = np.asarray(_squared_differences(block.images, members))[block.rows]
-    # The number of rows that are fetched is always the same, so that fetching them compiles once.
     chosen = np.lexsort((block.chain, np.where(missed, squares.min(axis=1), np.inf)))[:KEPT_MISSES]
-    images = np.asarray(block.images[np.resize(block.rows[chosen], KEPT_MISSES)])[: len(chosen)]
+    images = _fetch(block, chosen, KEPT_MISSES)
     images, chosen = images[missed[chosen]], chosen[missed[chosen]]
     target = np.argmin(squares[chosen], axis=1)
     mse, mae = _differences(images, members[target])
@@ -258,8 +263,9 @@ def count(
             ("missed", ~plain & ~both[np.arange(len(order)), block.target], block.target),
         ):
             if chosen.any():
-                images = np.asarray(block.images[block.rows[chosen]])
-                _keep_first(tally, name, order[chosen], images, head[chosen])
+                rows, most = np.flatnonzero(chosen), len(tally[f"{name}_chain"])
+                rows = rows[np.argsort(order[rows], kind="stable")][:most]
+                _keep_first(tally, name, order[rows], _fetch(block, rows, most), head[rows])
 
     tally = {
         "fingerprint": np.zeros((), np.int64),

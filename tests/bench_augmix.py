@@ -6,11 +6,7 @@ it. Rounds alternate, so that whatever else the machine does meets both; medians
 """
 
 import argparse
-import os
-import platform
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -25,6 +21,7 @@ from fpjax.augmix import AugMixSettings, augmix
 from fpjax.data.phantom import phantom_images
 from fpjax.fingerprint import to_model
 from tests import pillow_augmix
+from tests.timing import alternate, processor
 
 pytestmark = pytest.mark.bench
 
@@ -33,16 +30,16 @@ def compare(*, batch=128, side=28, channels=(1, 3), rounds=10, settings=None):
     """Prints the table; returns medians in images a second by (channels, contestant)."""
     settings = settings or AugMixSettings()
     device = jax.devices()[0]
-    hardware = _processor() if device.platform == "cpu" else f"{device.device_kind} beside {_processor()}"
+    hardware = processor() if device.platform == "cpu" else f"{device.device_kind} beside {processor()}"
     print(
-        f"{hardware}, {len(os.sched_getaffinity(0))} cores; JAX {jax.__version__}, Pillow {PIL.__version__}; "
+        f"{hardware}; JAX {jax.__version__}, Pillow {PIL.__version__}; "
         f"{settings}, batch {batch}, {side}x{side}, median of {rounds} rounds\n\n"
         "| channels | contestant | images/s | of Pillow |\n|---|---|---|---|"
     )
     found = {}
     for count in channels:
         images = to_model(np.repeat(phantom_images(batch, side=side, seed=0), count, axis=-1))
-        for name, seconds in _alternate(_contestants(images, settings), rounds).items():
+        for name, seconds in alternate(_contestants(images, settings), rounds).items():
             found[count, name] = batch / seconds
             ratio = found[count, name] / found[count, "Pillow"]
             print(f"| {count} | {name} | {found[count, name]:,.0f} | {ratio:.1f} |")
@@ -62,27 +59,6 @@ def _contestants(images, settings):
         "Pillow": lambda: np.stack([pillow_augmix.augmix(rng, image, settings) for image in images]),
         "fpjax": lambda: mixtures(jax.random.key(next(keys)), on_device).block_until_ready(),
     }
-
-
-def _alternate(contestants, rounds):
-    """Median seconds of each; everyone runs once in each round."""
-    times = {name: [] for name in contestants}
-    for function in contestants.values():
-        function()  # compiles
-        function()
-    for _ in range(rounds):
-        for name, function in contestants.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _processor():
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def test_speed():

@@ -7,11 +7,8 @@ channels last. Rounds alternate, so that whatever else the machine does meets bo
 
 import argparse
 import functools
-import os
-import platform
-import statistics
+import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jax
@@ -20,8 +17,11 @@ import numpy as np
 import optax
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from fpjax.diffusers import write_model
 from fpjax.models.unet import UNet, UNetSettings
+from tests.timing import alternate, processor
 
 pytestmark = pytest.mark.bench
 SIDE, CHANNELS, LEARNING_RATE = 28, 3, 2e-4
@@ -80,20 +80,6 @@ def theirs(directory, x, t, noise, *, compiled, dtype):
     return forward, train
 
 
-def alternate(contestants, rounds):
-    """Median seconds of each; everyone runs once in each round."""
-    times = {name: [] for name in contestants}
-    for function in contestants.values():
-        function()  # compiles
-        function()
-    for _ in range(rounds):
-        for name, function in contestants.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def compare(*, batch=8, rounds=10, settings=None):
     """Prints the table; returns medians in milliseconds an image by (work, contestant)."""
     import diffusers
@@ -120,7 +106,7 @@ def compare(*, batch=8, rounds=10, settings=None):
         assert gap < (3e-2 if gpu else 1e-4), (name, gap)
 
     versions = f"JAX {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
-    hardware = torch.cuda.get_device_name() if gpu else f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+    hardware = torch.cuda.get_device_name() if gpu else processor()
     print(f"{hardware}; {versions}; {dtype}, batch {batch}, {SIDE}x{SIDE}x{CHANNELS}, median of {rounds} rounds")
     found = {}
     for i, work in enumerate(("forward", "training step")):
@@ -129,12 +115,6 @@ def compare(*, batch=8, rounds=10, settings=None):
             found[work, name] = 1e3 * seconds / batch
             print(f"{work:14} {name:19} {found[work, name]:9.2f} ms/image   {seconds / medians['fpjax']:5.2f} of fpjax")
     return found
-
-
-def _processor():
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def test_speed():

@@ -8,12 +8,9 @@ chains of a level at once, level after level.
 
 import argparse
 import functools
-import os
 import platform
 import runpy
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -30,6 +27,7 @@ from fpjax.sampling import make_sampler
 from fpjax.score import make_score_fn
 from fpjax.sde import time_grid
 from fpjax.search import SearchSettings, search
+from tests.timing import alternate, processor
 
 pytestmark = pytest.mark.bench
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -132,27 +130,18 @@ def _detect(images):
     return jnp.ones(len(images)), jnp.exp(-jnp.mean(images**2, axis=(1, 2, 3)))[:, None]
 
 
-def alternate(contestants, rounds):
-    """Median seconds of each, and its evaluations; everyone runs once in each round, after one that compiles."""
-    evaluations = {name: function() for name, function in contestants.items()}
-    times = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, function in contestants.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: (statistics.median(values), evaluations[name]) for name, values in times.items()}
-
-
 def report(bench, rounds):
     """Markdown, and the figures in it by name."""
-    found = alternate({"bare network": bench.bare} | bench.searches, rounds)
+    contestants = {"bare network": bench.bare} | bench.searches
+    evaluations = {name: function() for name, function in contestants.items()}  # compiles
+    medians = alternate(contestants, rounds, warm_up=0)
+    found = {name: (medians[name], evaluations[name]) for name in contestants}
     rates = {name: evaluations / seconds for name, (seconds, evaluations) in found.items()}
     useful = bench.counts["useful"] / bench.counts["executed"]
     # The rate at which the engine evaluates, of which `useful` is the part that chains need.
     ratio = rates["engine, exhaustive"] / useful / rates["bare network"]
     device = jax.devices()[0].device_kind
-    device = f"{_processor()}, {len(os.sched_getaffinity(0))} cores" if device == "cpu" else device
+    device = processor() if device == "cpu" else device
     lines = [
         f"{device}; JAX {jax.__version__}, Python {platform.python_version()}; {bench.num_params:,} parameters, "
         f"{'x'.join(map(str, bench.shape))}, {bench.levels} levels x {bench.chains} chains, {bench.slots} slots, "
@@ -172,12 +161,6 @@ def report(bench, rounds):
         f"{found['loop over levels'][0] / found['engine, exhaustive'][0]:.2f} times as long as the engine",
     ]
     return "\n".join(lines), {"useful": useful, "ratio": ratio, "evaluations": found["engine, exhaustive"][1]}
-
-
-def _processor():
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def test_search():
