@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .artifacts import MetricsLog
-from .chains import Engine, EngineSettings, make_engine, make_work
+from .chains import Engine, EngineSettings, make_engine, make_work, remove_saved
 from .checks import check
 from .count import CountResult, CountSettings, count
 from .sampling import SamplerSettings, make_grid, make_sampler
@@ -105,7 +105,7 @@ def audit_search(
       threshold: score above which both must be.
       sampler: None: Euler-Maruyama with 1000 levels, the paper's.
       engine: slots and the like; None: the defaults.
-      path: where an interrupted search is kept, and taken up again by the same call; None: nowhere.
+      path: where an interrupted search is kept, taken up by the same call, and removed by one that ends; None: nowhere.
       log: of the progress; None: none.
 
     Raises:
@@ -131,6 +131,7 @@ def audit_search(
     found = count_returns(
         made, params, np.asarray(targets), detect, work, threshold=threshold, key=key, path=path, log=log
     )
+    remove_saved(path)
     # The rows are sorted by target and level, and all have chains.
     shape = len(targets), len(level)
     return ReturnCurves(
@@ -179,7 +180,7 @@ def audit_count(
         expected=f"an integer in 1..{len(targets)}",
         fix="count the targets that were trained on, and put them first",
     )
-    return count(
+    found = count(
         made,
         params,
         np.asarray(targets),
@@ -191,3 +192,5 @@ def audit_count(
         path=path,
         log=log,
     )
+    remove_saved(path)
+    return found

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
-from .artifacts import MetricsLog, read_arrays, write_arrays
+from .artifacts import MetricsLog, read_arrays, tree_digest, write_arrays
 from .checks import RequestError, StageError, check, whole
 from .detection import detect_all
 from .processes import gather, num_processes, process_index
@@ -541,6 +541,19 @@ def _save_partial(path: Path, identity: str, state: EngineState, tally: dict[str
     write_arrays(path, identity=np.asarray(identity), counters=np.stack(state[1:]), **leaves, **tallies)
 
 
+def _own_path(path: Path | None) -> Path | None:
+    """Where this process keeps its state; those after the first beside `path`."""
+    if not path or not process_index():
+        return path
+    return path.with_name(f"{path.stem}-process{process_index()}{path.suffix}")
+
+
+def remove_saved(path: Path | None) -> None:
+    """Removes what `run_saved` left at `path`, in this process."""
+    if own := _own_path(path):
+        own.unlink(missing_ok=True)
+
+
 def add_tallies(tallies: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The sum of several processes' counts."""
     return {name: np.sum([tally[name] for tally in tallies], axis=0) for name in tallies[0]}
@@ -559,13 +572,14 @@ def run_saved(
     path: Path | None = None,
     log: MetricsLog | None = None,
     merge: Callable[[list[dict[str, np.ndarray]]], dict[str, np.ndarray]] = add_tallies,
+    counted: Any = (),
     keep: bool = False,
 ) -> EngineState:
     """Runs all work, block by block through `consume`, with slots and tally on disk every few seconds.
 
-    A run that was interrupted goes on where `path` left it and ends with the same tally; a state of other work, key,
-    slots, grid, devices or processes is not taken up, and the run starts over. The caller removes `path` once its own
-    result is written. Strategies of several rounds give each a path of its own.
+    A run that was interrupted goes on where `path` left it and ends with the same tally; a state of other parameters,
+    targets, work, key, slots, grid, devices or processes is not taken up, and the run starts over. The caller removes
+    `path` (`remove_saved`) once its own result is there. Strategies of several rounds give each a path of its own.
 
     Of several processes each runs its share and saves its own state (those after the first beside `path`); at the end
     all have the tally of all. Each process calls this with the same arguments.
@@ -576,6 +590,7 @@ def run_saved(
       path: where the state is kept; None: nowhere.
       log: of the progress; None: none.
       merge: the tally of all, given one of each process.
+      counted: what else the tally depends on, such as thresholds; its `repr` is part of the saved state's identity.
       keep: keep the last state too, where more work follows before there is a result.
 
     Returns:
@@ -588,10 +603,11 @@ def run_saved(
         (engine.queues, engine.num_queues),
         engine.grid.t.tolist(),
         [(name, tally[name].shape) for name in sorted(tally)],
+        tree_digest((params, np.asarray(targets))) if path else "",
+        counted,
     )
     identity = hashlib.sha256(repr(parts).encode()).hexdigest()
-    if path and process_index():
-        path = path.with_name(f"{path.stem}-process{process_index()}{path.suffix}")
+    path = _own_path(path)
     state = initial_state(engine, params)
     state = (path and _load_partial(path, identity, state.slots, tally)) or state
     shares = [work.share(queue, engine.num_queues) for queue in engine.queues]

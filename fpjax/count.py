@@ -298,6 +298,7 @@ def count(
         path=path,
         log=log,
         label="count",
+        counted=(threshold, thresholds, num_members),
     )
     kept = {n: tally[f"{n}_images"][tally[f"{n}_chain"] < NOTHING] for n in ("hit", "sample", "near", *ERRORS)}
     hits, samples, misses = kept["hit"], kept["sample"], kept["near"]

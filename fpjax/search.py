@@ -246,6 +246,7 @@ def count_returns(
         path=path,
         log=log,
         label="search",
+        counted=(threshold, thresholds, chains, shown),
         keep=keep,
     )
     target, phase, level = np.nonzero(tally["counts"][..., 0])

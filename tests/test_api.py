@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import norm
 
 import fpjax
+from fpjax import chains
 from fpjax.checks import RequestError, StageError
 
 from .gaussian import chain_end, gaussian_score_fn
@@ -130,3 +131,60 @@ def test_importing_is_quick_and_every_name_is_there():
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fpjax.nothing
+
+
+def test_a_saved_search_is_that_of_its_model_targets_and_threshold(tmp_path, monkeypatch):
+    """What another model left behind is not taken up, and nothing is left once the answer is there."""
+    monkeypatch.setattr(chains, "SAVE_EVERY_S", -1.0)
+    path, targets = tmp_path / "search.npz", np.zeros((1, 2, 2, 1), np.float32)
+
+    def score_fn(params, x, t):
+        return -params * x
+
+    @jax.jit
+    def detect(images):
+        return jnp.ones(len(images)), jnp.exp(-jnp.mean(images**2, axis=(1, 2, 3)))[:, None]
+
+    class Stop(Exception):
+        pass
+
+    class StoppingLog:
+        def write(self, *_, **__):
+            self.blocks = getattr(self, "blocks", 0) + 1
+            if self.blocks == 3:
+                raise Stop
+
+    def run(scale, shift=0.0, **options):
+        options = {"num_chains": 4, "sampler": fpjax.SamplerSettings("ancestral", num_levels=20)} | options
+        engine = fpjax.EngineSettings(slots=4, block_steps=8)
+        params, key = jnp.asarray(scale), jax.random.key(0)
+        return fpjax.audit_search(
+            score_fn,
+            fpjax.SubVP(),
+            detect,
+            targets + np.float32(shift),
+            params=params,
+            key=key,
+            engine=engine,
+            **options,
+        )
+
+    for other in ({"scale": 1.0}, {"scale": 0.5, "shift": 0.25}, {"scale": 0.5, "threshold": 0.9}):
+        with pytest.raises(Stop):
+            run(**other, path=path, log=StoppingLog())
+        assert path.is_file()
+        found, fresh = run(0.5, path=path), run(0.5)
+        np.testing.assert_array_equal(found.num_detected, fresh.num_detected)
+        assert found.executed == fresh.executed
+        assert not path.is_file()
+    # Its own is taken up, and ends the same.
+    with pytest.raises(Stop):
+        run(0.5, path=path, log=StoppingLog())
+    log = StoppingLog()
+    log.blocks = 10
+    found = run(0.5, path=path, log=log)
+    np.testing.assert_array_equal(found.num_detected, run(0.5).num_detected)
+    everything = StoppingLog()
+    everything.blocks = 10
+    run(0.5, log=everything)
+    assert log.blocks < everything.blocks
