@@ -23,6 +23,7 @@ from .progress import Stopped, stopping
 _meetings = itertools.count()
 FAILED = b""
 LONGEST_S = 30 * 86_400  # that a process waits for the others to end
+HEARTBEAT_S = 100  # without a sign of life after which a process is taken for dead
 
 
 class OtherStopped(StageError):
@@ -39,13 +40,16 @@ def process_index() -> int:
     return jax.process_index()
 
 
-def connect(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+def connect(
+    coordinator: str, num_processes: int | None, process_id: int | None, *, heartbeat_s: int = HEARTBEAT_S
+) -> None:
     """Joins this process with the others; before anything else of JAX.
 
     Args:
       coordinator: HOST:PORT of process 0, or "auto" where JAX finds all three by itself (Slurm, TPU pods, Open MPI).
       num_processes: of all.
       process_id: of this one, from 0.
+      heartbeat_s: seconds without a sign of life after which a process is taken for dead, and JAX ends the others.
 
     Raises:
       RequestError: if they cannot be joined.
@@ -68,6 +72,7 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None)
             process_id,
             # On clusters that JAX knows it would take one device for each process unless all is told.
             cluster_detection_method=None if auto else "deactivate",
+            heartbeat_timeout_seconds=heartbeat_s,
             shutdown_timeout_seconds=LONGEST_S,
         )
     except (ValueError, RuntimeError) as error:

@@ -32,12 +32,12 @@ SDE, MEAN, STD = SubVP(), 0.2, 0.3
 SHAPE = (2, 2, 1)
 
 
-def gaussian_engine(sampler="ancestral", num_levels=20, *, slots=16, block_steps=7, devices=None, sde=SDE):
+def gaussian_engine(sampler="ancestral", num_levels=20, *, slots=16, block_steps=7, devices=None, sde=SDE, shape=SHAPE):
     grid, score_fn = time_grid(sde, num_levels), gaussian_score_fn(sde, MEAN, STD)
     return make_engine(
         lambda _: SAMPLERS[sampler](sde, grid, score_fn),
         grid,
-        SHAPE,
+        shape,
         EngineSettings(slots=slots, block_steps=block_steps),
         devices=devices,
     )
@@ -229,6 +229,33 @@ def test_memory_does_not_grow_with_chains():
         assert tally["n"].tolist() == [0, chains, chains, chains]
     # The first run compiles.
     assert peaks[2] < 1.1 * peaks[1]
+
+
+_RESIDENT = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from tests.test_chains import *
+
+shape = (32, 32, 1)
+engine = gaussian_engine(num_levels=2, slots=1024, block_steps=60, shape=shape)
+for chains in (20_000, 20_000, 200_000):
+    run_saved(
+        engine, None, np.zeros((1, *shape)), make_work(0, 1, chains), key=jax.random.key(0), label="test",
+        tally={{"n": np.zeros((), np.int64)}}, consume=lambda block, tally: np.add(tally["n"], len(block.rows), tally["n"]),
+    )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""  # fmt: skip
+
+
+def test_the_process_does_not_grow_with_chains():
+    """What the operating system counts, images and device buffers among it: those of all chains would be 820 MB."""
+    script = _RESIDENT.format(root=str(Path(__file__).resolve().parents[1]))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    _, few, many = map(int, found.stdout.split())  # the first run compiles
+    assert many < 1.1 * few
 
 
 def test_slots_are_kept_busy():

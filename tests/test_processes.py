@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -52,7 +53,7 @@ _SCRIPT = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
 from fpjax import processes
-processes.connect({address!r}, {total}, int(sys.argv[1]))
+processes.connect({given}, heartbeat_s=10)
 from tests.test_processes import *
 from fpjax import chains
 {body}
@@ -69,16 +70,50 @@ with processes.together():
 """
 
 
-def start(body, directory, devices):
-    """Starts one process for each entry of `devices`, its number of devices."""
+KILLED = (
+    """
+import os, signal
+from tests import test_processes
+
+scores = detect
+
+
+def detect_until_killed(images):
+    if processes.process_index() == 1 and list(Path(sys.argv[2]).glob("search-process1.npz")):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return scores(images)
+
+
+test_processes.detect = detect_until_killed
+"""
+    + WHOLE
+)
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    script = _SCRIPT.format(root=str(ROOT), address=address, total=len(devices), body=body)
+        return free.getsockname()[1]
+
+
+def slurm(process):
+    """What `srun` tells the tasks of a job of two; JAX makes the port from the job's number."""
+    names = ("JOB_ID", "STEP_NODELIST", "STEP_NUM_NODES", "NTASKS", "PROCID", "LOCALID")
+    values = (os.getpid(), "localhost", 1, 2, process, process)
+    return {f"SLURM_{name}": str(value) for name, value in zip(names, values, strict=True)}
+
+
+def start(body, directory, devices, *, auto=False):
+    """Starts one process for each entry of `devices`, its number of devices; `auto`: as tasks of Slurm."""
+    where = ("auto", None, None) if auto else (f"127.0.0.1:{free_port()}", len(devices))
+    given = ", ".join(map(repr, where)) + ("" if auto else ", int(sys.argv[1])")
+    script = _SCRIPT.format(root=str(ROOT), given=given, body=body)
     return [
         subprocess.Popen(
             [sys.executable, "-c", script, str(i), str(directory)],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"},
+            env=os.environ
+            | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"}
+            | (slurm(i) if auto else {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -93,9 +128,10 @@ def end(processes):
     return [process.returncode for process in processes], messages
 
 
-def test_two_processes_count_what_one_counts(tmp_path):
-    """One process with two devices, the other with one."""
-    statuses, messages = end(start(WHOLE, tmp_path, (2, 1)))
+@pytest.mark.parametrize("auto", [False, True], ids=["address", "slurm"])
+def test_two_processes_count_what_one_counts(tmp_path, auto):
+    """One process with two devices, the other with one; or as tasks of a Slurm job, with one each."""
+    statuses, messages = end(start(WHOLE, tmp_path, (1, 1) if auto else (2, 1), auto=auto))
     assert statuses == [0, 0], messages
     expected = tallies()
     for process in range(2):
@@ -117,6 +153,19 @@ def test_a_process_that_fails_ends_the_others():
     assert statuses == [1, 1]
     assert "told to fail" in messages[1]
     assert "OtherStopped: process 1 has ended" in messages[0]
+
+
+def test_nobody_waits_for_a_process_that_was_killed(tmp_path):
+    """JAX ends the others once it has not heard from it for a while; started again, they count what one counts."""
+    statuses, messages = end(start(KILLED, tmp_path, (1, 1)))
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] != 0
+    assert "another task died" in messages[0]
+    statuses, messages = end(start(WHOLE, tmp_path, (1, 1)))
+    assert statuses == [0, 0], messages
+    expected, found = tallies(), read_arrays(tmp_path / "0.npz")
+    for name in ("0.num_detected", "0.num_chains", "1.num_detected", "1.hits"):
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def test_one_process_gathers_itself():
@@ -148,9 +197,7 @@ def test_two_processes_share_the_chains_of_a_run(smoke, environment, tmp_path):
     pictures = ("samples/count.npz", "samples/search.npz")
     for name in ("count.json", "search.json", *pictures):
         (workdir / name).unlink()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        flags = [f"--coordinator=127.0.0.1:{free.getsockname()[1]}", "--num_processes=2", f"--workdir={workdir}"]
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", f"--workdir={workdir}"]
     processes = [
         subprocess.Popen(
             command(*flags, f"--process_id={i}"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
