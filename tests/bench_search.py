@@ -20,7 +20,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fpjax.chains import EngineSettings, chain_key, make_engine, make_work, noised_start, run_chains
+from fpjax.chains import EngineSettings, block_scores, chain_key, make_engine, make_work, noised_start, run_chains
+from fpjax.classifier import make_detect_fn, make_models
 from fpjax.config import make_config
 from fpjax.models.unet import UNet
 from fpjax.sampling import make_sampler
@@ -44,6 +45,8 @@ class Bench:
         x, t = jnp.zeros((slots, *self.shape)), jnp.full(slots, 0.5)
         self.params = jax.jit(model.init)(self.key, x[:1], t[:1])["params"]
         self.num_params = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        classifiers = make_models(settings.resnet, 1 + settings.data.num_controls)
+        self.detect = make_detect_fn(classifiers, *(jax.jit(each.init)(self.key, x[:1]) for each in classifiers))
         self.grid, sde = time_grid(settings.process, levels), settings.process
 
         def sampler(params):
@@ -87,15 +90,21 @@ class Bench:
         """The engine; evaluations that chains needed."""
         return self._run(make_work(0, np.arange(1, self.levels + 1), self.chains))
 
+    def detected(self):
+        """The same, and both classifiers look at every chain's end."""
+        return self._run(make_work(0, np.arange(1, self.levels + 1), self.chains), self.detect)
+
     def plain_loop(self):
         """Level after level, its chains at once."""
         for level in range(1, self.levels + 1):
             np.asarray(self._one_level(self.params, jnp.asarray(level)))
         return self.num_steps
 
-    def _run(self, work):
+    def _run(self, work, detect=None):
         """Any work on the engine; a strategy of several rounds calls it for each."""
         for block in run_chains(self.engine, self.params, self.target, work, key=self.key):
+            if detect:
+                block_scores(detect, block)
             self.counts["useful"], self.counts["executed"] = block.state.num_useful, block.state.num_executed
         return self.counts["useful"]
 
@@ -120,6 +129,7 @@ class Bench:
         """What is compared; another strategy is one more method and one more line here."""
         return {
             "engine, exhaustive": self.exhaustive,
+            "engine, exhaustive, with detection": self.detected,
             "engine, coarse_to_fine": self.coarse_to_fine,
             "loop over levels": self.plain_loop,
         }
@@ -140,6 +150,7 @@ def report(bench, rounds):
     useful = bench.counts["useful"] / bench.counts["executed"]
     # The rate at which the engine evaluates, of which `useful` is the part that chains need.
     ratio = rates["engine, exhaustive"] / useful / rates["bare network"]
+    share = 1 - found["engine, exhaustive"][0] / found["engine, exhaustive, with detection"][0]
     device = jax.devices()[0].device_kind
     device = processor() if device == "cpu" else device
     lines = [
@@ -158,7 +169,8 @@ def report(bench, rounds):
         "",
         f"useful evaluations: {useful:.4f} of those executed; executed evaluations/s: {ratio:.3f} of the bare "
         f"network's at the same batch size; the loop over levels takes "
-        f"{found['loop over levels'][0] / found['engine, exhaustive'][0]:.2f} times as long as the engine",
+        f"{found['loop over levels'][0] / found['engine, exhaustive'][0]:.2f} times as long as the engine; detection "
+        f"takes {share:.3f} of the search's time",
     ]
     return "\n".join(lines), {"useful": useful, "ratio": ratio, "evaluations": found["engine, exhaustive"][1]}
 
@@ -168,7 +180,7 @@ def test_search():
     text, found = report(bench, 1)
     assert found["evaluations"] == bench.num_steps == 16 * 12 * 13 // 2
     assert 0.5 < found["useful"] <= 1
-    assert text.count("\n|") == 6
+    assert text.count("\n|") == 7
 
 
 if __name__ == "__main__":
