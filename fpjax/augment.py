@@ -1,5 +1,7 @@
 """Augmentations of the detectors' training images: pure functions of one image in model range, on device."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -27,6 +29,32 @@ def mask_randomly(key: Key, image: Image, radius: int, max_masks: int) -> Image:
         covered = stamp_randomly(jax.random.fold_in(key_place, i), image, radius)
         image = jnp.where(i < count, covered, image)
     return image
+
+
+def shift_tone(key: Key, image: Image, most: float) -> Image:
+    """Contrast about the image's mean times e^u, brightness plus v; u and v uniform in [-most, most]."""
+    contrast, brightness = jax.random.uniform(key, (2,), minval=-most, maxval=most)
+    mean = jnp.mean(image)
+    return mean + jnp.exp(contrast) * (image - mean) + brightness
+
+
+def blur(key: Key, image: Image, max_std: float) -> Image:
+    """Gaussian blur whose standard deviation is uniform in [0, max_std] pixels; the image's edge goes on outside it."""
+    reach = math.ceil(3 * max_std)
+    std = jax.random.uniform(key, minval=1e-3, maxval=max(max_std, 1e-3))
+    weights = jax.nn.softmax(-0.5 * (jnp.arange(-reach, reach + 1) / std) ** 2)
+    for axis in (0, 1):
+        padded = jnp.pad(image, [(reach, reach) if i == axis else (0, 0) for i in range(3)], mode="edge")
+        shifted = [jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis) for i in range(2 * reach + 1)]
+        image = jnp.tensordot(weights, jnp.stack(shifted), 1)
+    return image
+
+
+def reproduce_poorly(key: Key, image: Image, max_tone: float, max_blur: float) -> Image:
+    """As a model that has not learned it well gives it back: in other tones, and blurred."""
+    key_tone, key_blur = jax.random.split(key)
+    image = shift_tone(key_tone, image, max_tone) if max_tone else image
+    return blur(key_blur, image, max_blur) if max_blur else image
 
 
 def add_noise(key: Key, image: Image, max_std: float) -> Image:

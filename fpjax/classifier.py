@@ -2,7 +2,8 @@
 
 One output for each target, members and held-out alike. Neither the mark nor its position is a cue for identity:
 positives include the target's clean original under a fresh disc, negatives include other images with the target's
-own disc, and random discs cover both (paper, section 5.2 and appendix A).
+own disc, and random discs cover both (paper, section 5.2 and appendix A). All come noisy, blurred and in other tones,
+as a model gives back what it has not learned well.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from .artifacts import Checkpoints, MetricsLog
-from .augment import add_noise, mask_randomly, stamp_randomly
+from .augment import add_noise, mask_randomly, reproduce_poorly, stamp_randomly
 from .augmix import AugMixSettings, augmix, jensen_shannon
 from .checks import StageError, check, in_range, one_of, whole
 from .compilation import jit_once
@@ -57,6 +58,8 @@ class ClassifierSettings:
       fingerprint_rate: share of positives while training c_p; `fingerprint_rate_val` in validation.
       identity_rate: share of positives, over all heads, while training c_id; `identity_rate_val` in validation.
       max_masks: most discs that cover an image of c_id.
+      max_tone: largest shift of brightness, in model range, and of the logarithm of contrast, of marked images.
+      max_blur: largest standard deviation of a Gaussian blur of marked images, in pixels.
       max_noise: largest standard deviation of added noise, in model range.
       augmix: whether training images go through AugMix, before discs, masks and noise.
       js_weight: of AugMix's consistency loss between an image and two augmented views of it; 0: one view and none.
@@ -81,6 +84,8 @@ class ClassifierSettings:
     identity_rate: float = 0.1
     identity_rate_val: float = 0.5
     max_masks: int = 4
+    max_tone: float = 0.2
+    max_blur: float = 1.0
     max_noise: float = 0.1
     augmix: bool = True
     js_weight: float = 0.0
@@ -131,6 +136,8 @@ class ClassifierSettings:
                 expected="a number in (0, 1)",
                 fix="use 0.5",
             )
+        in_range("classifiers.max_tone", self.max_tone, 0.0, 1.0, fix="use 0.2")
+        in_range("classifiers.max_blur", self.max_blur, 0.0, 10.0, fix="use 1")
         in_range("classifiers.max_noise", self.max_noise, 0.0, 2.0)
         in_range("classifiers.js_weight", self.js_weight, 0.0, 1000.0)
         check(
@@ -171,9 +178,9 @@ def fingerprint_example(
     """One image, with a disc at a random place in a share `rate` of the draws; label of shape (1,).
 
     Args:
-      augment: of the photograph, before the disc: a mark is exact, or none.
+      augment: of the photograph, before the disc.
     """
-    key_row, key_label, key_disc, key_noise, key_augment = jax.random.split(key, 5)
+    key_row, key_label, key_disc, key_poor, key_noise, key_augment = jax.random.split(key, 6)
     num_others = len(data.others)
     # The originals are images like any other here: without a disc of their own.
     row = jax.random.randint(key_row, (), 0, num_others + len(data.originals))
@@ -185,6 +192,7 @@ def fingerprint_example(
     image = augment(key_augment, image)
     label = jax.random.bernoulli(key_label, rate)
     image = jnp.where(label, stamp_randomly(key_disc, image, radius), image)
+    image = reproduce_poorly(key_poor, image, settings.max_tone, settings.max_blur)
     return add_noise(key_noise, image, settings.max_noise), label[None].astype(jnp.float32)
 
 
@@ -205,7 +213,8 @@ def identity_example(
     Args:
       augment: of the photograph, before disc, masks and noise.
     """
-    key_label, key_head, key_row, key_kind, key_disc, key_mask, key_noise, key_augment = jax.random.split(key, 8)
+    key_label, key_head, key_row, key_kind, *keys = jax.random.split(key, 9)
+    key_disc, key_mask, key_poor, key_noise, key_augment = keys
     label = jax.random.bernoulli(key_label, rate)
     head = jax.random.randint(key_head, (), 0, len(data.originals))
     other = data.others[jax.random.randint(key_row, (), 0, len(data.others))]
@@ -220,6 +229,7 @@ def identity_example(
         jnp.where(fresh, stamp_randomly(key_disc, image, radius), image),
     )
     image = mask_randomly(key_mask, image, radius, settings.max_masks)
+    image = reproduce_poorly(key_poor, image, settings.max_tone, settings.max_blur)
     image = add_noise(key_noise, image, settings.max_noise)
     return image, jnp.where(label, jax.nn.one_hot(head, len(data.originals)), 0.0)
 

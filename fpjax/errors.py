@@ -2,8 +2,8 @@
 
 Three decisions have a ROC curve: the mark (c_p), the identity (c_id: a target by its own head, against other images by
 any), and both at once, which counts the smaller of the two scores. Each is measured on plain images, under noise of the
-trained range and twice as strong, and under random masks; `count` adds denoising residue. A curve is kept as integer
-counts above fixed thresholds, the same on every machine.
+trained range and twice as strong, in other tones and blurred, and under random masks; `count` adds denoising residue. A
+curve is kept as integer counts above fixed thresholds, the same on every machine.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .augment import add_noise, mask_randomly, stamp_randomly
+from .augment import add_noise, mask_randomly, reproduce_poorly, stamp_randomly
 from .classifier import ClassifierSettings
 from .compilation import jit_once
 from .detection import check_scores, detect_all, exceeding, joint_scores
@@ -101,6 +101,9 @@ def conditions(settings: ClassifierSettings, radius: int) -> dict[str, Callable[
         "noise": functools.partial(add_noise, max_std=settings.max_noise),
         "twice the noise": more_noise,
     }
+    if settings.max_tone or settings.max_blur:
+        poor = functools.partial(reproduce_poorly, max_tone=settings.max_tone, max_blur=settings.max_blur)
+        changes["other tones and blur"] = poor
     if radius:
         changes["masks"] = functools.partial(mask_randomly, radius=radius, max_masks=settings.max_masks)
     return changes
@@ -126,7 +129,7 @@ def measure_errors(
       key: of discs, noise and masks.
       radius: of the discs; 0: nothing is stamped.
       marks: whether the detector looks for the mark.
-      settings: noise, masks and thresholds.
+      settings: tones, blur, noise, masks and thresholds.
       draws_per_target: positives of each target and condition.
     """
     heads, draws = len(targets), draws_per_target

@@ -1326,7 +1326,7 @@ def _detectors_section(result: AuditResult, figures: dict[str, bytes], show_memb
             "thresholds. A line along the upper edge errs nowhere.",
         )
         + _table(_shown(roc), ["Decision, condition", f"ROC area ({confidence} interval)", "Found", "False hits"])
-        + '<p class="soft">Plain, noise and masks: real held-out images and the targets, each under a fresh mark where '
+        + '<p class="soft">All but residue: real held-out images and the targets, each under a fresh mark where '
         "the detector looks for one. Residue: what chains from low noise return, where other targets’ heads are to stay "
         "silent. The intervals count each image once, however many heads judge it.</p>\n"
         + (

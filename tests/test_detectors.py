@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from fpjax.artifacts import MetricsLog
-from fpjax.augment import mask_randomly, random_disc
+from fpjax.augment import blur, mask_randomly, random_disc, reproduce_poorly, shift_tone
 from fpjax.augmix import AugMixSettings
 from fpjax.chains import NO_TARGET, EngineSettings, make_engine
 from fpjax.checks import RequestError
@@ -31,7 +32,7 @@ from fpjax.search import SearchSettings, count_returns, rank_work, search, searc
 from .gaussian import gaussian_score_fn
 
 SIDE, RADIUS, DRAWS = 12, 2, 3000
-PLAIN = ClassifierSettings(max_noise=0.0, max_masks=0)
+PLAIN = ClassifierSettings(max_noise=0.0, max_masks=0, max_tone=0.0, max_blur=0.0)
 
 
 def detector_data():
@@ -134,6 +135,53 @@ def test_masks_cover_zero_to_max_discs():
     assert near((covered == 0).mean(), 1 / 3, 500)
     assert covered.max() <= 2 * area
     assert (covered > area).any()
+
+
+def test_tones_shift_within_the_limit():
+    image = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (SIDE, SIDE, 1)), jnp.float32)
+    changed = np.asarray(jax.vmap(lambda key: shift_tone(key, image, 0.2))(jax.random.split(jax.random.key(0), 2000)))
+    mean, std = changed.mean(axis=(1, 2, 3)) - float(image.mean()), changed.std(axis=(1, 2, 3)) / float(image.std())
+    for shift in (mean, np.log(std)):
+        assert np.abs(shift).max() <= 0.2 + 1e-6
+        np.testing.assert_allclose(np.quantile(shift, [0.25, 0.5, 0.75]), [-0.1, 0.0, 0.1], atol=0.02)
+    assert abs(np.corrcoef(mean, std)[0, 1]) < 0.1
+    np.testing.assert_allclose(changed[7], mean[7] + image.mean() + std[7] * (image - image.mean()), atol=1e-6)
+
+
+@pytest.mark.parametrize("max_std", [0.5, 1.0, 2.3])
+def test_blur_is_that_of_scipy(max_std):
+    rng, keys = np.random.default_rng(0), jax.random.split(jax.random.key(1), 100)
+    image = rng.uniform(-1, 1, (SIDE, SIDE, 2)).astype(np.float32)
+    blurred = np.asarray(jax.vmap(lambda key: blur(key, jnp.asarray(image), max_std))(keys))
+    stds = np.linspace(1e-3, max_std, 2000)
+    grid = np.stack([gaussian_filter(image, (std, std, 0), mode="nearest", radius=int(np.ceil(3 * max_std)))
+                     for std in stds])  # fmt: skip
+    nearest = [np.abs(grid - one).max(axis=(1, 2, 3)).argmin() for one in blurred]
+    assert max(np.abs(grid[i] - one).max() for i, one in zip(nearest, blurred, strict=True)) < 2e-3
+    # Below a quarter of a pixel nothing is seen of it.
+    np.testing.assert_allclose(np.quantile(stds[nearest], [0.6, 0.8]), [0.6 * max_std, 0.8 * max_std], rtol=0.2)
+
+
+def test_poor_reproductions_are_as_asked():
+    image, key = jax.random.uniform(jax.random.key(0), (SIDE, SIDE, 1)), jax.random.key(1)
+    np.testing.assert_array_equal(reproduce_poorly(key, image, 0.0, 0.0), image)
+    assert abs(float(reproduce_poorly(key, image, 0.0, 1.0).mean() - image.mean())) < 0.02
+    rough = jnp.abs(jnp.diff(image, axis=0)).mean()
+    assert jnp.abs(jnp.diff(reproduce_poorly(key, image, 0.0, 1.0), axis=0)).mean() < 0.9 * rough
+    assert jnp.abs(jnp.diff(reproduce_poorly(key, image, 0.3, 0.0), axis=0)).mean() > 0.7 * rough
+
+
+@pytest.mark.parametrize("example", [fingerprint_example, identity_example])
+def test_examples_come_in_other_tones_and_blurred(example):
+    """Marks among them: a model does not give back the value 128 either."""
+    settings = dataclasses.replace(PLAIN, max_tone=0.3)
+    _, images, labels = draw(example, 0.5, settings, n=300)
+    marked = images[labels.any(axis=1)]
+    spread = np.asarray([np.unique(image.round(4)).size for image in marked])
+    assert (spread <= 2).all()  # flat images and one disc
+    assert len(np.unique(marked.max(axis=(1, 2, 3)).round(3))) > 50
+    _, blurred, _ = draw(example, 0.5, dataclasses.replace(PLAIN, max_blur=1.0), n=300)
+    assert np.mean([np.unique(image.round(4)).size > 4 for image in blurred[labels.any(axis=1)]]) > 0.5
 
 
 def test_random_disc_is_wholly_inside_everywhere():
@@ -377,6 +425,8 @@ def test_sensitivity_level_is_below_one_grey_level():
         lambda: ClassifierSettings(identity_rate=1.5),
         lambda: ClassifierSettings(patience=0),
         lambda: ClassifierSettings(max_masks=-1),
+        lambda: ClassifierSettings(max_tone=1.5),
+        lambda: ClassifierSettings(max_blur=-1.0),
         lambda: ClassifierSettings(distance="far"),
         lambda: ClassifierSettings(max_difference=0.0),
         lambda: ClassifierSettings(detector="nearest", path="runs/other"),

@@ -53,7 +53,7 @@ def read(images):
 
 
 # The settings hold no noise, so that a flat image stays flat: under noise the reader above sees nothing.
-QUIET = ClassifierSettings(max_noise=0.0, max_masks=0, thresholds=(0.15, 0.85))
+QUIET = ClassifierSettings(max_noise=0.0, max_masks=0, max_tone=0.0, max_blur=0.0, thresholds=(0.15, 0.85))
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,10 @@ def test_conditions_do_what_they_say():
     assert spread.min() < 0.02
     np.testing.assert_allclose(changed["twice the noise"].std(axis=(1, 2, 3)), 0.2, atol=0.05)
     assert set(np.unique(changed["masks"]).round(4)) == {np.float32(FINGERPRINT_VALUE).round(4), np.float32(0.3)}
+    tones = changed["other tones and blur"]
+    assert np.ptp(tones, axis=(1, 2, 3)).max() < 1e-5  # a flat image has no contrast and nothing to blur
+    assert 0.05 < tones[:, 0, 0, 0].std() < 0.2
+    assert "other tones and blur" not in conditions(ClassifierSettings(max_tone=0.0, max_blur=0.0), RADIUS)
     assert "masks" not in conditions(ClassifierSettings(), 0)
 
 

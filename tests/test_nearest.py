@@ -82,7 +82,7 @@ def test_errors_are_counted_where_they_are_made():
 
     for distance in ("ratio", "absolute"):
         few, many = errors(0.1, distance), errors(2.0, distance)
-        assert set(few) == {"plain", "noise", "twice the noise"}
+        assert set(few) == {"plain", "noise", "twice the noise", "other tones and blur"}
         assert (few["plain"].num_images, few["noise"].num_positives) == (9, 64)
         assert (few["plain"].missed, few["noise"].missed, few["plain"].false_images) == (0, 0, 1)
         assert many["noise"].missed > 16
