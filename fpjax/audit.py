@@ -179,11 +179,12 @@ class Detector:
     joint_false_generated: Rate  # plain samples of the audited model, any held-out head
     sensitivity_low: Rate  # chains of the audited model from below one grey level of noise
     sensitivity_oracle: Rate  # reproductions by the empirical oracle
+    sensitivity_poor: Rate | None  # all targets in other tones and blurred, as trained for; None: not trained for
     oracle_detected: int  # plain samples of the oracle taken for a member
     oracle_reproduced: int  # of those that are a member
     oracle_samples: int
     oracle_false: Rate  # oracle samples, any held-out head
-    sensitivity_lower: float  # one-sided; the smallest of both kinds and all members
+    sensitivity_lower: float  # one-sided; the smallest of the first two kinds and all members
     false_rate_upper: float  # one-sided, generated images
     threshold: float
     roc: list[RocCurve]
@@ -373,7 +374,8 @@ def _detector(
     lows = [_rate(hits, count["sensitivity_chains"], c) for hits in count["sensitivity_detected"][:members]]
     seens = [_rate(*pair, c) for pair in zip(oracle["chains_detected"], oracle["chains_reproduced"], strict=True)]
     low, seen = (_rate(sum(r.hits for r in rates), sum(r.trials for r in rates), c) for rates in (lows, seens))
-    real_joint = plain[errors.JOINT if said["marks"] else errors.IDENTITY].false
+    decision = errors.JOINT if said["marks"] else errors.IDENTITY
+    real_joint = plain[decision].false
     heads = [_heads("real", real["false_by_head"], real["num_images"], first=0, settings=settings, seed=seed)]
     if count["num_controls"]:
         hits = count["num_detected"][members:]
@@ -386,6 +388,7 @@ def _detector(
         joint_false_generated=generated,
         sensitivity_low=low,
         sensitivity_oracle=seen,
+        sensitivity_poor=next((r.found for r in curves if (r.decision, r.condition) == (decision, errors.POOR)), None),
         oracle_detected=sum(oracle["num_detected"][:members]),
         oracle_reproduced=sum(oracle["reproduced"]),
         oracle_samples=oracle["num_samples"],

@@ -25,6 +25,7 @@ from .types import DetectFn, Image, Key
 ROC_LOGITS = np.linspace(-12, 12, 33)
 ROC_THRESHOLDS = 1 / (1 + np.exp(-ROC_LOGITS))
 FINGERPRINT, IDENTITY, JOINT = "fingerprint", "identity", "joint"
+POOR = "other tones and blur"
 KEPT_ERRORS = 8
 
 
@@ -103,7 +104,7 @@ def conditions(settings: ClassifierSettings, radius: int) -> dict[str, Callable[
     }
     if settings.max_tone or settings.max_blur:
         poor = functools.partial(reproduce_poorly, max_tone=settings.max_tone, max_blur=settings.max_blur)
-        changes["other tones and blur"] = poor
+        changes[POOR] = poor
     if radius:
         changes["masks"] = functools.partial(mask_randomly, radius=radius, max_masks=settings.max_masks)
     return changes

@@ -415,6 +415,7 @@ def _detector_rows(result: AuditResult) -> Rows:
         )
         if rate is not None
     ]
+    poor = detector.sensitivity_poor
     return [
         ("detector", detector.description),
         ("threshold of its scores", f"{detector.threshold:g}"),
@@ -424,6 +425,7 @@ def _detector_rows(result: AuditResult) -> Rows:
         ("false-hit rate used, at most", _small(detector.false_rate_upper)),
         ("sensitivity, chains from low noise", _rate(detector.sensitivity_low, confidence)),
         ("sensitivity, perfect memoriser", _rate(detector.sensitivity_oracle, confidence)),
+        *([("sensitivity, other tones and blur", _rate(poor, confidence))] if poor else []),
         (
             "sensitivity used, at least",
             f'{_fixed(detector.sensitivity_lower, 2)} ({result.settings.min_sensitivity:g} needed for "none found")',
@@ -1186,8 +1188,8 @@ def _limits(result: AuditResult) -> str:
             if result.stamped
             else "No mark was planted. The comparison assumes that the held-out images differ from the training images in "
             "nothing but the training; another hospital, device or year breaks it.",
-            f"These detectors judged. They are shown to recognise a fraction of at least {lower} of the reproductions, and "
-            "other eyes may recognise other traces.",
+            f"These detectors judged. They are shown to recognise a fraction of at least {lower} of faithful reproductions; "
+            "poor ones they recognise less often, and other eyes may recognise other traces.",
             f"This sampler drew ({_escape(_sampler(result))}). Another one, or one steered towards the image, may draw it "
             "more often.",
             "A “none found” would be no proof of anonymity; a leak says nothing about how often other images leak.",

@@ -17,6 +17,7 @@ from fpjax.audit import (
     make_audit,
 )
 from fpjax.checks import RequestError
+from fpjax.errors import POOR
 from fpjax.sde import SubVP, time_grid
 
 GRID = time_grid(SubVP(), 20)
@@ -89,6 +90,7 @@ def results(
                     roc("fingerprint", "plain", 400, 400, missed=1, false=2),
                     roc("identity", "plain", 640, 400 * targets, missed=3, false=4),
                     roc("joint", "plain", 640, 400 * targets, missed=4, false=real_false),
+                    roc("joint", POOR, 640, 400 * targets, missed=70),
                 ],
             },
         },
@@ -282,6 +284,8 @@ def test_detector_rates():
     assert np.isnan(residue.area)
     assert (residue.found.hits, residue.false.trials) == (5120, 0)
     assert detector.sensitivity_oracle.hits == detector.sensitivity_oracle.trials == 246
+    assert (detector.sensitivity_poor.hits, detector.sensitivity_poor.trials) == (570, 640)
+    # Of the first two kinds: how poor the copies are is a choice.
     assert detector.sensitivity_lower == pytest.approx(0.05 ** (1 / 246), rel=1e-6)
 
 
