@@ -1,4 +1,4 @@
-"""The paper's setting (Dombrowski & Kainz 2023), every field. Other configs change only what differs.
+"""The paper's setting (Dombrowski & Kainz 2023), every field, but for what a comment says; others change what differs.
 
 Command:  python launch.py --config=configs/pathmnist.py   (this file names no data set of its own choice)
 """
@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
                 "identity_rate_val": 0.5,  # positives of c_id
                 "max_masks": 4,  # random discs over an image of c_id
                 "max_tone": 0.2,  # of brightness and log contrast: models reproduce images in other tones than theirs,
-                "max_blur": 1.0,  # pixels; and blurred. Not in the paper; 0 for neither
+                "max_blur": 0.25,  # and blurred, in radii of the disc. Not in the paper; 0 for neither
                 "max_noise": 0.1,  # standard deviation in model range
                 "augmix": True,  # of the training images of both, as in the paper
                 "js_weight": 0.0,  # AugMix's paper: 12, at three times the work; this paper names no such loss

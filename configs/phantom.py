@@ -48,7 +48,6 @@ def get_config() -> ConfigDict:
             "num_val": 512,
             "learning_rate": 3e-3,
             "identity_rate": 0.3,
-            "max_blur": 0.5,  # the disc's radius is 2 pixels
             "augmix": False,  # networks as small as these take more images for a target with it
         }
     )

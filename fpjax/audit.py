@@ -179,7 +179,7 @@ class Detector:
     joint_false_generated: Rate  # plain samples of the audited model, any held-out head
     sensitivity_low: Rate  # chains of the audited model from below one grey level of noise
     sensitivity_oracle: Rate  # reproductions by the empirical oracle
-    sensitivity_poor: Rate | None  # all targets in other tones and blurred, as trained for; None: not trained for
+    sensitivity_poor: Rate | None  # all targets in other tones and blurred, as the settings ask; None: they do not
     oracle_detected: int  # plain samples of the oracle taken for a member
     oracle_reproduced: int  # of those that are a member
     oracle_samples: int

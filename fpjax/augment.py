@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
+from .fingerprint import FINGERPRINT_VALUE, disc_mask, disc_radius, stamp
 from .types import Image, Key, Scalar
 
 
@@ -45,16 +45,21 @@ def blur(key: Key, image: Image, max_std: float) -> Image:
     weights = jax.nn.softmax(-0.5 * (jnp.arange(-reach, reach + 1) / std) ** 2)
     for axis in (0, 1):
         padded = jnp.pad(image, [(reach, reach) if i == axis else (0, 0) for i in range(3)], mode="edge")
-        shifted = [jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis) for i in range(2 * reach + 1)]
-        image = jnp.tensordot(weights, jnp.stack(shifted), 1)
+        shifted = (jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis) for i in range(2 * reach + 1))
+        image = sum((weights[i] * part for i, part in enumerate(shifted)), start=jnp.zeros_like(image))
     return image
 
 
 def reproduce_poorly(key: Key, image: Image, max_tone: float, max_blur: float) -> Image:
-    """As a model that has not learned it well gives it back: in other tones, and blurred."""
+    """As a model that has not learned it well gives it back: in other tones, and blurred.
+
+    Args:
+      max_tone: of `shift_tone`.
+      max_blur: of `blur`, in radii of the disc that images of this side get.
+    """
     key_tone, key_blur = jax.random.split(key)
     image = shift_tone(key_tone, image, max_tone) if max_tone else image
-    return blur(key_blur, image, max_blur) if max_blur else image
+    return blur(key_blur, image, max_blur * disc_radius(min(image.shape[:2]))) if max_blur else image
 
 
 def add_noise(key: Key, image: Image, max_std: float) -> Image:

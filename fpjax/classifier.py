@@ -58,8 +58,9 @@ class ClassifierSettings:
       fingerprint_rate: share of positives while training c_p; `fingerprint_rate_val` in validation.
       identity_rate: share of positives, over all heads, while training c_id; `identity_rate_val` in validation.
       max_masks: most discs that cover an image of c_id.
-      max_tone: largest shift of brightness, in model range, and of the logarithm of contrast, of marked images.
-      max_blur: largest standard deviation of a Gaussian blur of marked images, in pixels.
+      max_tone: largest shift of brightness, in model range, and of the logarithm of contrast, of all images, after
+        their discs.
+      max_blur: largest standard deviation of a Gaussian blur of the same, in radii of the disc.
       max_noise: largest standard deviation of added noise, in model range.
       augmix: whether training images go through AugMix, before discs, masks and noise.
       js_weight: of AugMix's consistency loss between an image and two augmented views of it; 0: one view and none.
@@ -85,7 +86,7 @@ class ClassifierSettings:
     identity_rate_val: float = 0.5
     max_masks: int = 4
     max_tone: float = 0.2
-    max_blur: float = 1.0
+    max_blur: float = 0.25
     max_noise: float = 0.1
     augmix: bool = True
     js_weight: float = 0.0
@@ -137,7 +138,7 @@ class ClassifierSettings:
                 fix="use 0.5",
             )
         in_range("classifiers.max_tone", self.max_tone, 0.0, 1.0, fix="use 0.2")
-        in_range("classifiers.max_blur", self.max_blur, 0.0, 10.0, fix="use 1")
+        in_range("classifiers.max_blur", self.max_blur, 0.0, 1.0, fix="use 0.25")
         in_range("classifiers.max_noise", self.max_noise, 0.0, 2.0)
         in_range("classifiers.js_weight", self.js_weight, 0.0, 1000.0)
         check(

@@ -127,7 +127,7 @@ def measure_errors(
       images: (n, h, w, c) uint8, seen by no training, none of them a target.
       targets: (k, h, w, c) uint8, in the order of the heads. With a radius their clean originals: each draw is stamped
         at a fresh place, as all images are whose identity is asked for.
-      key: of discs, noise and masks.
+      key: of discs, tones, blur, noise and masks.
       radius: of the discs; 0: nothing is stamped.
       marks: whether the detector looks for the mark.
       settings: tones, blur, noise, masks and thresholds.

@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
     """A detect function of two small networks, and the images that they were trained on."""
     settings = ClassifierSettings(
         learning_rate=5e-3, batch_size=32, steps_per_epoch=25, max_epochs=16, num_val=300,
-        identity_rate=0.3, max_masks=2, max_blur=0.5, augmix=False,
+        identity_rate=0.3, max_masks=2, augmix=False,
     )  # fmt: skip
     models = make_models(ResNetSettings((1, 1), block="basic", width=8, stem="small"), HEADS)
     found = train(tmp_path_factory.mktemp("trained"), models, settings)
