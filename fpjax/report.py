@@ -1188,8 +1188,8 @@ def _limits(result: AuditResult) -> str:
             if result.stamped
             else "No mark was planted. The comparison assumes that the held-out images differ from the training images in "
             "nothing but the training; another hospital, device or year breaks it.",
-            f"These detectors judged. They are shown to recognise a fraction of at least {lower} of faithful reproductions; "
-            "poor ones they recognise less often, and other eyes may recognise other traces.",
+            f"These detectors judged. They are shown to recognise a fraction of at least {lower} of faithful reproductions. "
+            "A poorer one may go unseen, and other eyes may recognise other traces.",
             f"This sampler drew ({_escape(_sampler(result))}). Another one, or one steered towards the image, may draw it "
             "more often.",
             "A “none found” would be no proof of anonymity; a leak says nothing about how often other images leak.",
