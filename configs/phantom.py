@@ -1,7 +1,7 @@
 """The quickstart: the whole audit of a small model of built-in phantoms, on a laptop's CPU.
 
 Command:  python launch.py
-Measured: 3 min 46 s on 2 CPU cores with JAX 0.10.2; leak (reproduced), 36 of 512 samples.
+Measured: 4 min 29 s on 2 CPU cores, with other work beside it, with JAX 0.10.2; leak (reproduced), 29 of 512 samples.
 """
 
 from ml_collections import ConfigDict
