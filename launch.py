@@ -24,7 +24,6 @@ from fpjax.checks import refuse
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 CONFIG_SECONDS = 20  # a config that takes longer never ends
-_CONFIG = config_flags.DEFINE_config_file("config", str(CONFIGS / "phantom.py"), "Config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; empty: runs/NAME of the config.")
 _STAGE = flags.DEFINE_list("stage", [], "Stages to run, comma-separated; empty: all.")
 _FAIL_ON = flags.DEFINE_string("fail_on", "", "Exit with 3 on this verdict: leak, or inconclusive for either.")
@@ -43,8 +42,10 @@ def _parse(argv: list[str]) -> list[str]:
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(CONFIG_SECONDS)
     try:
+        # Only here: it reads the default config, and what the command line says of its fields.
+        config_flags.DEFINE_config_file("config", str(CONFIGS / "phantom.py"), "Config file.", lock_config=True)
         rest = flags.FLAGS(argv)
-        _CONFIG.value.to_dict()
+        flags.FLAGS.config.to_dict()
     except SystemExit:
         if any(word.lstrip("-").startswith("help") for word in argv):
             sys.exit(0)
@@ -74,7 +75,7 @@ def main(_: list[str]) -> int:
         return 1
 
     return pipeline.main(
-        _CONFIG.value,
+        flags.FLAGS.config,
         workdir=_WORKDIR.value,
         stages=_STAGE.value,
         dry_run=_DRY_RUN.value,

@@ -397,7 +397,17 @@ def audit_oracle(
         "control_hits": np.zeros(2, np.int64),
     }
     state = run_saved(
-        engine, images, targets, work, key=key, tally=tally, consume=consume, path=path, log=log, label="count (oracle)"
+        engine,
+        images,
+        targets,
+        work,
+        key=key,
+        tally=tally,
+        consume=consume,
+        path=path,
+        log=log,
+        label="count (oracle)",
+        counted=(threshold, num_members),
     )
     return OracleResult(
         settings.oracle_samples,

@@ -86,27 +86,20 @@ class Bench:
         jax.block_until_ready(out)
         return calls * self.slots
 
-    def exhaustive(self):
-        """The engine; evaluations that chains needed."""
-        return self._run(make_work(0, np.arange(1, self.levels + 1), self.chains))
-
-    def detected(self):
-        """The same, and both classifiers look at every chain's end."""
-        return self._run(make_work(0, np.arange(1, self.levels + 1), self.chains), self.detect)
+    def exhaustive(self, detect=None):
+        """The engine, and what looks at every chain's end; evaluations that chains needed."""
+        work = make_work(0, np.arange(1, self.levels + 1), self.chains)
+        for block in run_chains(self.engine, self.params, self.target, work, key=self.key):
+            if detect:
+                block_scores(detect, block)
+            self.counts["useful"], self.counts["executed"] = block.state.num_useful, block.state.num_executed
+        return self.counts["useful"]
 
     def plain_loop(self):
         """Level after level, its chains at once."""
         for level in range(1, self.levels + 1):
             np.asarray(self._one_level(self.params, jnp.asarray(level)))
         return self.num_steps
-
-    def _run(self, work, detect=None):
-        """Any work on the engine; a strategy of several rounds calls it for each."""
-        for block in run_chains(self.engine, self.params, self.target, work, key=self.key):
-            if detect:
-                block_scores(detect, block)
-            self.counts["useful"], self.counts["executed"] = block.state.num_useful, block.state.num_executed
-        return self.counts["useful"]
 
     def coarse_to_fine(self):
         """The strategy with a fortieth of the levels in each of its looks, and a detector that costs nothing."""
@@ -129,7 +122,7 @@ class Bench:
         """What is compared; another strategy is one more method and one more line here."""
         return {
             "engine, exhaustive": self.exhaustive,
-            "engine, exhaustive, with detection": self.detected,
+            "engine, exhaustive, with detection": functools.partial(self.exhaustive, self.detect),
             "engine, coarse_to_fine": self.coarse_to_fine,
             "loop over levels": self.plain_loop,
         }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fpjax import chains
 from fpjax.artifacts import MetricsLog
 from fpjax.audit import AuditSettings, Rate, audit_auditor
 from fpjax.chains import EngineSettings, make_engine
@@ -275,3 +276,28 @@ def test_the_auditor_is_found_out(memoriser, tmp_path, kind):
     assert (counted.errors["fingerprint_only"].size, counted.errors["identity_only"].size) == (
         (0, 0) if kind != "right" else (8 * 4, 0)
     )
+
+
+def test_an_interrupted_oracle_is_that_of_its_threshold(memoriser, tmp_path, monkeypatch):
+    """Scores of 0.7: nothing above 0.9, everything above 0.5."""
+    engine, train, targets = memoriser
+    monkeypatch.setattr(chains, "SAVE_EVERY_S", -1.0)
+
+    class Stopping:
+        blocks = 0
+
+        def write(self, *_, **__):
+            self.blocks += 1
+            if self.blocks == 3:
+                raise KeyboardInterrupt
+
+    def run(threshold, log=None):
+        detect = jax.jit(lambda x: (jnp.ones(len(x)), jnp.full((len(x), 3), 0.7)))
+        settings = CountSettings(num_samples=1, oracle_samples=600, oracle_chains=8)
+        common = {"num_members": 1, "threshold": threshold, "key": jax.random.key(1)}
+        return audit_oracle(engine, train, targets, detect, settings, path=tmp_path / "o.npz", log=log, **common)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(0.9, log=Stopping())
+    assert (tmp_path / "o.npz").is_file()
+    assert run(0.5).num_detected.tolist() == [600] * 3

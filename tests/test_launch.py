@@ -4,6 +4,8 @@ import getpass
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,19 @@ def test_bad_requests_are_one_line_and_exit_status_2(environment, tmp_path, flag
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--config.typo=1", "--config.score.num_stpes=1", "--config.score.num_steps.x=1"])
+def test_a_mistyped_field_of_the_default_config_is_refused_too(environment, tmp_path, flag):
+    """As a user types it, without naming a config."""
+    line = [sys.executable, str(ROOT / "launch.py"), f"--workdir={tmp_path / 'run'}", flag]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert flag.split("=")[0].rsplit(".", 1)[1] in lines[0]
     assert not (tmp_path / "run").exists()
 
 
