@@ -13,10 +13,9 @@ from configs import phantom
 def get_config() -> ConfigDict:
     config = phantom.get_config()
     config.name = "breastmnist_small"
-    config.data.update({"source": "medmnist", "name": "breastmnist", "side": 28, "num_train": 24, "num_controls": 19})
+    config.data.update({"source": "medmnist", "name": "breastmnist", "side": 28, "num_train": 24})
     config.model.update({"channels": (16, 16, 16), "attention": (False, False, False)})
     config.resnet.width = 16
-    config.score.num_steps = 4000
     config.count.update({"num_samples": 2048, "oracle_samples": 1024})  # 4 of 512 would not be told from false hits
     config.likelihood.update({"num_train": 20, "num_held_out": 40})
     return config

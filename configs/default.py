@@ -25,7 +25,12 @@ def get_config() -> ConfigDict:
                 "num_test": 200,  # phantoms in the train, val and test split
                 "num_train": 0,  # |N_D|, training images of the score model; 0: all that remain
                 "num_members": 1,  # K, targets that are trained on
-                "num_controls": 19,  # H, targets that are not; 19 give the rank test its smallest p of 0.05
+                "num_controls": 24,  # H, targets that are not, with chains; 24 give the rank of t50 its p of 0.04
+                "num_count_controls": 99,  # targets that are not, the H among them; 99 give the counts' rank 0.01
+                "num_spares": 8,  # planted beyond these, for targets that the detectors cannot see
+                "canaries": 0,  # m targets, each trained on by a fair coin; the three numbers above are 0 then
+                "min_contrast": 16,  # grey levels by which a disc differs in the mean from what it covers
+                "group": "",  # of images of one patient: regex over a folder's paths, or name of npz's arrays
                 "repeat_grey": False,  # the paper repeats grey to 3 channels; native is cheaper and has a density
                 "dequantize": True,  # uniform noise on the bytes in training and likelihood
                 "stamp": True,  # False: no discs; members are train images as they are, controls held-out ones
@@ -112,8 +117,13 @@ def get_config() -> ConfigDict:
                 "learning_rate": 1e-3,
                 "batch_size": 128,
                 "steps_per_epoch": 100,
-                "max_epochs": 200,
-                "patience": 20,  # the paper's, in epochs
+                "epochs": 100,  # of a round; the paper stops early, on one epoch's luck
+                "max_rounds": 3,  # until every target and its poor copies are seen
+                "max_restarts": 2,  # from other weights, after that
+                "ema_decay": 0.999,  # of the averaged weights, which are judged
+                "sensitivity": 0.95,  # on poor copies of each target, which sets its head's threshold
+                "gate_copies": 128,  # of each target
+                "gate": True,  # False: to look at detectors that do not see their targets
                 "fingerprint_rate": 0.5,
                 "fingerprint_rate_val": 0.1,  # positives of c_p (paper, appendix A)
                 "identity_rate": 0.1,
@@ -125,16 +135,15 @@ def get_config() -> ConfigDict:
                 "augmix": True,  # of the training images of both, as in the paper
                 "js_weight": 0.0,  # AugMix's paper: 12, at three times the work; this paper names no such loss
                 "num_val": 1024,  # examples
-                "threshold": 0.5,
+                "threshold": 0.5,  # of calibrated scores: each head's own
                 "thresholds": (0.05, 0.1, 0.25, 0.75, 0.9, 0.95),  # at which detections are counted too
             },
             "augmix": {"severity": 3, "width": 3, "depth": -1, "alpha": 1.0},  # Hendrycks et al. 2020
             "count": {
                 "num_samples": 50_000,  # the paper's Table 2
-                "sensitivity_chains": 256,  # from each member, below one grey level of noise
+                "looks": (),  # numbers of samples after which the counts are tested, such as (10_000, 50_000)
+                "sensitivity_chains": 256,  # from each searched target, below one grey level of noise
                 "oracle_samples": 1024,
-                "oracle_chains": 256,
-                "oracle_t": 0.15,  # a memoriser returns from here
             },
             "search": {
                 "strategy": "exhaustive",  # exhaustive | descending | coarse_to_fine | bisection | random; the paper's
@@ -174,10 +183,13 @@ def get_config() -> ConfigDict:
                 "repeats": 2,  # of each density, which tells the noise of the trace
             },
             "audit": {
-                "leak_level": 0.01,
-                "rank_level": 0.05,  # of the two tests
-                "min_sensitivity": 0.9,  # lower limit that "none found" needs
+                "level": 0.05,  # of "leak" where nothing was memorised
+                "count_level": 0.01,
+                "t50_level": 0.04,  # parts of it
+                "tolerance": 0.0,  # rate of reproduction that is accepted; 0: 1/N, a perfect memoriser's
                 "confidence": 0.95,  # of every interval
+                "canary_score": "count",  # count | t50 | nll
+                "canary_delta": 1e-5,  # of (epsilon, delta)
             },
             "report": {
                 "show_members": True,  # False: no image of the training set in report.html

@@ -14,7 +14,7 @@ from configs import folder
 def get_config() -> ConfigDict:
     config = folder.get_config()
     config.name = "import_diffusers"
-    config.data.update({"num_train": 0, "stamp": False})
+    config.data.update({"num_train": 0, "num_spares": 0, "stamp": False})
     config.score.path = ""  # no default
     config.classifiers.detector = "nearest"
     config.sampler.num_levels = 100  # of the scheduler's steps, mostly 1000; at most as many as it has

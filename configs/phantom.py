@@ -16,13 +16,17 @@ def get_config() -> ConfigDict:
         {
             "source": "phantom",
             "side": 16,
-            "num_train": 12,
-            "num_pool": 160,
+            "num_train": 24,
+            "num_pool": 200,
             "num_val": 96,
             "num_test": 256,
-            "num_controls": 9,
+            "num_members": 4,  # of 20: memberships that a permutation test can tell apart
+            "num_controls": 16,
+            "num_count_controls": 16,
+            "num_spares": 4,
+            "min_contrast": 24,
         }
-    )  # 9: in minutes; the rank test needs 19
+    )
     config.model.update(
         {
             "channels": (16, 16),
@@ -34,26 +38,27 @@ def get_config() -> ConfigDict:
         }
     )
     config.score.update(
-        {"num_steps": 3000, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100, "checkpoint_every": 500}
+        {"num_steps": 6000, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100, "checkpoint_every": 500}
     )
     config.sampler.update({"name": "ancestral", "num_levels": 100})
     config.engine.update({"slots": 64, "block_steps": 50})
-    config.resnet.update({"stages": (1, 1, 1), "block": "basic", "width": 8})
+    config.resnet.update({"stages": (1, 1, 1), "block": "basic", "width": 12})
     config.classifiers.update(
         {
             "batch_size": 64,
             "steps_per_epoch": 25,
-            "max_epochs": 30,
-            "patience": 10,
+            "epochs": 60,
+            "max_rounds": 2,
+            "gate_copies": 64,
             "num_val": 512,
-            "learning_rate": 3e-3,
+            "learning_rate": 5e-3,
             "identity_rate": 0.3,
             "augmix": False,  # networks as small as these take more images for a target with it
         }
     )
-    config.count.update({"num_samples": 512, "sensitivity_chains": 64, "oracle_samples": 256, "oracle_chains": 64})
+    config.count.update({"num_samples": 512, "sensitivity_chains": 32, "oracle_samples": 256})
     config.search.update(
-        {"member_levels": 20, "member_chains": 16, "rank_levels": 10, "rank_chains": 8, "rank_max_t": 0.6}
+        {"member_levels": 20, "member_chains": 8, "rank_levels": 10, "rank_chains": 8, "rank_max_t": 0.6}
     )
     config.ode.update({"rtol": 1e-4, "atol": 1e-4})
     config.likelihood.update(

@@ -5,57 +5,35 @@ probability-flow ODE. They are different distributions once the score is learned
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binom
 
 from . import errors, stats
 from .bound import darboux_cells, log_darboux_sum
-from .checks import in_range
+from .canaries import CanaryResult, audit_canaries
 from .likelihood import OUTCOMES
 from .sde import Process, TimeGrid, log_snr
-from .strategies import CONFIRM, CURVE, MISSES, RANK
+from .strategies import CONFIRM, CURVE, FIXED, MISSES, RANK
+from .verdict import (
+    BETA,
+    AuditSettings,
+    Evidence,
+    MemberTests,
+    ModelTests,
+    Rate,
+    SelfTest,
+    Verdict,
+    audit_members,
+    count_p,
+    decide,
+    make_rate,
+)
 
-REPRODUCED, MEMORISED = "reproduced", "memorised"
 ASSUMPTION = (
     "no mark was planted: that the held-out targets differ from the training images in nothing but the training "
     "(exchangeable) is assumed, not made so"
 )
-LEAK, NONE_FOUND, INCONCLUSIVE = "leak", "none found", "inconclusive"
-
-
-@dataclasses.dataclass(frozen=True)
-class AuditSettings:
-    """Levels of the tests and what a verdict needs.
-
-    Attributes:
-      leak_level: of the test that counted reproductions exceed the false-positive rate.
-      rank_level: of the test that the member's t50 ranks above the held-out targets'.
-      min_sensitivity: lower limit of the detectors' sensitivity that "none found" needs.
-      confidence: of every interval.
-    """
-
-    leak_level: float = 0.01
-    rank_level: float = 0.05
-    min_sensitivity: float = 0.9
-    confidence: float = 0.95
-
-    def __post_init__(self) -> None:
-        for name in ("leak_level", "rank_level", "min_sensitivity", "confidence"):
-            in_range(f"audit.{name}", getattr(self, name), 0.0005, 0.9999)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A fraction with its two-sided interval."""
-
-    hits: int
-    trials: int
-    estimate: float
-    lower: float
-    upper: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,22 +75,6 @@ class TargetResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class MemberTests:
-    """Tests of one member."""
-
-    row: int
-    expected: float  # E|q| = n / N
-    rate: Rate  # |q| / n; the upper end divided by the sensitivity's lower limit
-    fewer_p: float  # the paper's test
-    leak_p: float
-    rank_p: float
-    num_controls: int
-    detectable_rate: float  # seen by the leak test with a power of 80 %
-    nll_rank_p: float | None  # among the held-out targets
-    bits_per_dim: float | None
-
-
-@dataclasses.dataclass(frozen=True)
 class RocCurve:
     """One decision of the detector under one condition; see `errors.Roc`."""
 
@@ -140,30 +102,44 @@ class Heads:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfTest:
-    """One part of the audit of the auditor."""
-
-    what: str
-    possible: bool  # whether as many samples and controls can tell
-    passed: bool
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
 class AtThreshold:
-    """What one member's answer would be at another threshold of the detectors."""
+    """What one member's answer would be at another threshold of the detectors; not tested, for it was not declared."""
 
     row: int
     threshold: float
     num_detected: int  # |q|
-    false_hits: int  # of `false_images` images, generated where there are controls, real otherwise
-    false_images: int
-    leak_p: float
+    control_detected: list[int]  # of each held-out target
+    count_p: float  # of all members together
     sensitivity: Rate  # chains from low levels
     t_prime: float
     t50: float
     t50_lower: float
     t50_upper: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """How often copies of a target are detected, with the target as the unit: its copies are no independent looks."""
+
+    targets: int
+    copies: int  # of each
+    mean: float  # over targets; NaN without any
+    lower: float  # that of the two-sided interval
+    sure: float  # the same at 1 - BETA
+    worst: float  # share of the target that is seen least
+    worst_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What the classifiers passed before any chain was run."""
+
+    attempts: dict[str, int]  # by classifier
+    epochs: dict[str, int]  # of the last attempt
+    dropped: int  # targets that they do not see, replaced before membership was drawn
+    unseen: int  # targets that they do not see and that stay, where the gate need not open
+    planted_found: int  # targets that are found as planted
+    targets: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,15 +153,14 @@ class Detector:
     identity_accuracy: Rate
     joint_false_real: Rate  # held-out real images under fresh discs, any head
     joint_false_generated: Rate  # plain samples of the audited model, any held-out head
-    sensitivity_low: Rate  # chains of the audited model from below one grey level of noise
-    sensitivity_oracle: Rate  # reproductions by the empirical oracle
-    sensitivity_poor: Rate | None  # all targets in other tones and blurred, as the settings ask; None: they do not
+    gate: Gate
+    sensitivity_poor: Sensitivity  # all targets in other tones and blurred, as the settings ask
+    sensitivity_returns: Sensitivity  # held-out targets, as they come back from below one grey level of noise
+    sensitivity_lower: float  # the smaller of both limits; 0 where neither was measured
     oracle_detected: int  # plain samples of the oracle taken for a member
-    oracle_reproduced: int  # of those that are a member
+    oracle_reproduced: int  # samples that are a member
     oracle_samples: int
-    oracle_false: Rate  # oracle samples, any held-out head
-    sensitivity_lower: float  # one-sided; the smallest of the first two kinds and all members
-    false_rate_upper: float  # one-sided, generated images
+    false_rate_upper: float  # of the held-out head that fires most, on generated images, or else of any on real ones
     threshold: float
     roc: list[RocCurve]
     heads: list[Heads]
@@ -213,6 +188,15 @@ class NllGroup:
     standard_error: float
     not_converged: int
     diagnostics: NllDiagnostics | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberNll:
+    """Density of one member; descriptive, no part of the verdict."""
+
+    row: int
+    bits_per_dim: float | None
+    rank_p: float | None  # among the held-out targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,22 +252,13 @@ class Likeness:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """The answer, in one word, with why and what would settle it."""
-
-    verdict: str
-    kinds: list[str]
-    reasons: list[str]
-    to_settle: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
 class AuditResult:
     """Everything that the report shows; holds integer counts, statistics of them, and no times."""
 
     name: str
     verdict: Verdict
     targets: list[TargetResult]
+    model: ModelTests
     tests: list[MemberTests]
     detector: Detector
     nll: list[NllGroup]
@@ -308,14 +283,8 @@ class AuditResult:
     near_misses: list[Likeness] = dataclasses.field(default_factory=list)  # nearest to a member of those not detected
     snapshots: list[NllSnapshot] = dataclasses.field(default_factory=list)
     bound: list[Bound] = dataclasses.field(default_factory=list)
-
-
-def _rate(hits: int, trials: int, confidence: float) -> Rate:
-    """A fraction with its exact interval; no trials give the whole range."""
-    if trials == 0:
-        return Rate(0, 0, float("nan"), 0.0, 1.0)
-    lower, upper = stats.clopper_pearson(hits, trials, confidence=confidence)
-    return Rate(int(hits), int(trials), hits / trials, float(lower), float(upper))
+    nll_members: list[MemberNll] = dataclasses.field(default_factory=list)
+    canaries: CanaryResult | None = None
 
 
 def _one_sided(rate: Rate, side: Literal["lower", "upper"], confidence: float) -> float:
@@ -343,8 +312,8 @@ def _roc(content: dict[str, Any], confidence: float) -> RocCurve:
         content["decision"],
         content["condition"],
         *area,
-        found=_rate(positives - content["missed"], positives, confidence),
-        false=_rate(content["false_images"], images if negatives else 0, confidence),
+        found=make_rate(positives - content["missed"], positives, confidence),
+        false=make_rate(content["false_images"], images if negatives else 0, confidence),
         found_rates=[n / positives for n in content["positives_above"]] if positives else [],
         false_rates=[n / negatives for n in content["negatives_above"]] if negatives else [],
     )
@@ -353,7 +322,7 @@ def _roc(content: dict[str, Any], confidence: float) -> RocCurve:
 def _heads(images: str, hits: list[int], num_images: int, *, first: int, settings: AuditSettings, seed: int) -> Heads:
     """Heads of the targets from row `first` on."""
     worst = int(np.argmax(hits))
-    rate = _rate(hits[worst], num_images, settings.confidence)
+    rate = make_rate(hits[worst], num_images, settings.confidence)
     return Heads(images, num_images, list(hits), first + worst, rate, stats.equal_counts_p(hits, seed=seed))
 
 
@@ -368,124 +337,84 @@ def _detector(
 
     def accuracy(roc: RocCurve) -> Rate:
         trials = roc.found.trials + roc.false.trials
-        return _rate(roc.found.hits + roc.false.trials - roc.false.hits, trials, c)
+        return make_rate(roc.found.hits + roc.false.trials - roc.false.hits, trials, c)
 
-    generated = _rate(count["control_hit_samples"], count["num_samples"] if count["num_controls"] else 0, c)
-    lows = [_rate(hits, count["sensitivity_chains"], c) for hits in count["sensitivity_detected"][:members]]
-    seens = [_rate(*pair, c) for pair in zip(oracle["chains_detected"], oracle["chains_reproduced"], strict=True)]
-    low, seen = (_rate(sum(r.hits for r in rates), sum(r.trials for r in rates), c) for rates in (lows, seens))
-    decision = errors.JOINT if said["marks"] else errors.IDENTITY
-    real_joint = plain[decision].false
+    n, controls = count["num_samples"], count["num_detected"][members:]
+    generated = make_rate(count["control_hit_samples"], n if controls else 0, c)
+    real_joint = plain[errors.JOINT if said["marks"] else errors.IDENTITY].false
     heads = [_heads("real", real["false_by_head"], real["num_images"], first=0, settings=settings, seed=seed)]
-    if count["num_controls"]:
-        hits = count["num_detected"][members:]
-        heads.append(_heads("generated", hits, count["num_samples"], first=members, settings=settings, seed=seed))
+    if controls:
+        heads.append(_heads("generated", controls, n, first=members, settings=settings, seed=seed))
+    poor = _sensitivity(real["poor_found"], real["draws_per_target"], first=0, confidence=c)
+    low = count["sensitivity_detected"][members:]
+    returns = _sensitivity(low, count["sensitivity_chains"], first=members, confidence=c)
+    worst = make_rate(max(controls), n, c) if controls else real_joint
     return Detector(
         **said,
         fingerprint_accuracy=accuracy(plain[errors.FINGERPRINT]) if said["marks"] else None,
         identity_accuracy=accuracy(plain[errors.IDENTITY]),
         joint_false_real=real_joint,
         joint_false_generated=generated,
-        sensitivity_low=low,
-        sensitivity_oracle=seen,
-        sensitivity_poor=next((r.found for r in curves if (r.decision, r.condition) == (decision, errors.POOR)), None),
+        gate=Gate(
+            classifiers.get("attempts", {}),
+            classifiers.get("epochs", {}),
+            len(classifiers["dropped"]),
+            classifiers.get("unseen", 0),
+            sum(real["planted_found"]),
+            real["heads"],
+        ),
+        sensitivity_poor=poor,
+        sensitivity_returns=returns,
+        sensitivity_lower=min((part.lower for part in (poor, returns) if part.targets), default=0.0),
         oracle_detected=sum(oracle["num_detected"][:members]),
         oracle_reproduced=sum(oracle["reproduced"]),
         oracle_samples=oracle["num_samples"],
-        oracle_false=_rate(oracle["control_hit_samples"], oracle["num_samples"] if count["num_controls"] else 0, c),
-        sensitivity_lower=min(_one_sided(r, "lower", 1 - (1 - c) / members) for r in lows + seens),
-        false_rate_upper=_one_sided(generated if generated.trials else real_joint, "upper", c),
+        false_rate_upper=_one_sided(worst, "upper", c),
         threshold=classifiers["threshold"],
         roc=curves,
         heads=heads,
     )
 
 
-def _memoriser_test(
-    what: str, hits: list[int], true: list[int], trials: int, false: tuple[int, int], settings: AuditSettings
-) -> SelfTest:
-    """Whether the perfect memoriser's reproductions of each member are called a leak, by the test that members get.
-
-    They must be where detectors as sensitive as "none found" needs, without false hits, would see enough of the `true`
-    ones with a probability of 99 %.
-    """
-    level = settings.leak_level / len(hits)
-
-    def p(hit: int, false_hits: int) -> float:
-        return stats.leak_p(hit, trials, false_hits, false[1], beta=level / 10)
-
-    enough = [p(int(binom.ppf(0.01, n, settings.min_sensitivity)), 0) <= level for n in true]
-    p_values = [p(hit, false[0]) for hit in hits]
-    passed = all(value <= level for value, can in zip(p_values, enough, strict=True) if can)
-    # The member for which it is closest to failing.
-    worst = max(range(len(hits)), key=lambda i: (enough[i], p_values[i]))
-    seen = f"{hits[worst]} of the {true[worst]} in {trials} {what} are seen"
-    text = f"the perfect memoriser is {'' if passed else 'not '}found: {seen} (leak test p = {p_values[worst]:.2g})"
-    if not any(enough):
-        text = f"{trials} {what} of the perfect memoriser hold {max(true)} reproductions, too few for the leak test"
-    return SelfTest(f"memoriser, {what}", any(enough), passed, text)
+def _sensitivity(found: list[int], copies: int, *, first: int, confidence: float) -> Sensitivity:
+    """Of the targets from row `first` on, of whose copies so many were found."""
+    if not found:
+        return Sensitivity(0, copies, float("nan"), 0.0, 0.0, float("nan"), first)
+    shares = np.asarray(found) / copies
+    worst = int(np.argmin(shares))
+    lower, sure = (stats.mean_lower_limit(shares, confidence=c) for c in ((1 + confidence) / 2, 1 - BETA))
+    return Sensitivity(len(found), copies, float(shares.mean()), lower, sure, float(shares[worst]), first + worst)
 
 
-def _control_test(
-    what: str, hits: list[int], alone: list[int], any_hits: int, trials: int, settings: AuditSettings
-) -> SelfTest:
-    """Whether no held-out head is called a leak by the test that members get, against the other held-out heads.
-
-    Args:
-      hits: images that each takes for its target.
-      alone: of those, images that no other takes for its own.
-      any_hits: images that some of them does.
-    """
-    name = f"controls, {what}"
-    if len(hits) < 2:
-        return SelfTest(name, False, True, f"{what}: two held-out targets are needed to audit one against the other")
-    level = settings.leak_level / len(hits)
-    p_values = [
-        stats.leak_p(hit, trials, any_hits - own, trials, beta=level / 10) for hit, own in zip(hits, alone, strict=True)
-    ]
-    worst = int(np.argmin(p_values))
-    passed = p_values[worst] > level
-    text = (
-        f"{what}: {'no' if passed else 'a'} held-out target is called a leak; at most {hits[worst]} of {trials} images "
-        f"are taken for one, {any_hits - alone[worst]} for some other (leak test p = {p_values[worst]:.2g}, level "
-        f"{level:.2g})"
-    )
-    return SelfTest(name, True, passed, text)
-
-
-def audit_auditor(count: dict[str, Any], false_real: Rate, settings: AuditSettings) -> list[SelfTest]:
-    """The same audit of what is known: the perfect memoriser must be found, held-out targets must not.
+def audit_auditor(count: dict[str, Any], settings: AuditSettings, *, members: int) -> list[SelfTest]:
+    """The same audit of what is known: the perfect memoriser must be found; what held-out targets do is told.
 
     Args:
       count: content of count.json.
-      false_real: joint false hits on real images, which decide where there are no controls.
     """
-    oracle, controls = count["oracle"], count["num_controls"]
-    members = len(oracle["reproduced"])
-    samples, chains = oracle["num_samples"], oracle["num_chains"]
-    real = false_real.hits, false_real.trials
-    tests = [
-        _memoriser_test(
-            "plain samples",
-            oracle["num_detected"][:members],
-            oracle["reproduced"],
-            samples,
-            (oracle["control_hit_samples"], samples) if controls else real,
-            settings,
-        ),
-        _memoriser_test(
-            "chains",
-            oracle["chains_detected"],
-            oracle["chains_reproduced"],
-            chains,
-            (oracle["chains_control_hits"], members * chains) if controls else real,
-            settings,
-        ),
-    ]
-    for what, counted in (("audited model", count), ("perfect memoriser", oracle)):
-        hits = counted["num_detected"][members:]
-        some = counted["control_hit_samples"]
-        tests.append(_control_test(what, hits, counted["control_alone"], some, counted["num_samples"], settings))
+    oracle, level = count["oracle"], settings.count_level
+    hits, true = np.asarray(oracle["num_detected"]), oracle["reproduced"]
+    # Were every reproduction seen, and nothing else.
+    best = np.concatenate([true, np.zeros(len(hits) - members, int)])
+    possible, p = count_p(best, members) <= level, count_p(hits, members)
+    seen = f"{sum(oracle['detected'])} of the {sum(true)} in {oracle['num_samples']} plain samples are seen"
+    text = f"the perfect memoriser is {'' if p <= level else 'not '}found: {seen} (p = {p:.2g}, level {level:g})"
+    if not possible:
+        text = (
+            f"{oracle['num_samples']} plain samples of the perfect memoriser hold {sum(true)} reproductions, which "
+            f"{members} members and {len(hits) - members} held-out targets cannot show at level {level:g}"
+        )
+    tests = [SelfTest("memoriser", bool(possible), bool(p <= level), True, text)]
+    controls = count["num_detected"][members:]
+    if len(controls) > 1:
+        worst = int(np.argmax(controls))
+        others = [hit for i, hit in enumerate(controls) if i != worst]
+        p = min(1.0, len(controls) * stats.gamma_poisson_p(controls[worst], others))
+        text = (
+            f"of {len(controls)} held-out targets, which cannot be reproduced, the one that fires most has "
+            f"{controls[worst]} of {count['num_samples']} samples (as one of gamma-distributed rates, p = {p:.2g})"
+        )
+        tests.append(SelfTest("held-out targets", True, p > level, False, text))
     return tests
 
 
@@ -526,9 +455,13 @@ def _target(
     )
     t_prime = stats.t_prime(t[curve_levels], curve_hits)
     t_lower, t_upper = stats.t_prime_range(t[curve_levels], curve_hits, curve_chains, coverage=settings.confidence)
-    fresh = mine & (table["phase"] == CONFIRM)
-    tested = tuple(table[name][fresh] for name in ("level", "num_detected", "num_chains"))
-    tested = (t[tested[0]], *tested[1:]) if fresh.any() else (times, hits, chains)
+    # The test over levels needs chains that had no part in choosing them.
+    tested = (times, hits, chains)
+    if search["strategy"] not in FIXED:
+        fresh = mine & (table["phase"] == CONFIRM)
+        chosen = fresh if fresh.any() else rank
+        level, *counts = (table[name][chosen] for name in ("level", "num_detected", "num_chains"))
+        tested = (t[level], *counts)
     alpha_of = {"floor": floor, "alpha": 1 - settings.confidence}
     alpha_lower, alpha_upper = stats.t_prime_alpha_range(*tested, **alpha_of, coverage=settings.confidence)
     return TargetResult(
@@ -565,16 +498,15 @@ def _target(
 def _at_thresholds(
     row: int,
     results: dict[str, dict[str, Any]],
-    false_real: Rate,
     grid: TimeGrid,
     settings: AuditSettings,
     *,
-    beta: float,
+    members: int,
     seed: int,
 ) -> list[AtThreshold]:
     """One member's answer at every threshold that was counted, the one in use among them."""
     classifiers, count, search = (results[stage] for stage in ("classifiers", "count", "search"))
-    real, c = classifiers["errors"], settings.confidence
+    c = settings.confidence
     mine = np.asarray(search["target"]) == row
     phase, level, num_chains = (np.asarray(search[name])[mine] for name in ("phase", "level", "num_chains"))
     levels, place = np.unique(level, return_inverse=True)
@@ -587,11 +519,8 @@ def _at_thresholds(
         return np.concatenate([np.asarray(main)[..., None], np.asarray(others)], axis=-1)
 
     returned = column(search["num_detected"], search["num_detected_at"])[mine]
-    detected = column(count["num_detected"][row], count["num_detected_at"][row])
+    detected = column(count["num_detected"], count["num_detected_at"])
     seen = column(count["sensitivity_detected"][row], count["sensitivity_detected_at"][row])
-    false, images = column(count["control_hit_samples"], count["control_hit_samples_at"]), count["num_samples"]
-    if not count["num_controls"]:
-        false, images = column(false_real.hits, real["false_images_at"]), real["num_images"]
     found = {}
     for i, threshold in enumerate([classifiers["threshold"], *classifiers["thresholds"]]):
         hits = pooled(returned[:, i])
@@ -599,11 +528,10 @@ def _at_thresholds(
         found[threshold] = AtThreshold(
             row,
             threshold,
-            int(detected[i]),
-            int(false[i]),
-            images,
-            stats.leak_p(detected[i], count["num_samples"], false[i], images, beta=beta),
-            _rate(int(seen[i]), count["sensitivity_chains"], c),
+            int(detected[row, i]),
+            detected[members:, i].tolist(),
+            count_p(detected[:, i], members),
+            make_rate(int(seen[i]), count["sensitivity_chains"], c),
             # Of the curve's chains alone, where there are such, as for the threshold in use.
             stats.t_prime(times, pooled(returned[:, i] * (phase >= min(CURVE, phase.max())))),
             stats.t50(times, hits, pooled(num_chains)),
@@ -715,77 +643,23 @@ def _bound(table: dict[str, Any], target: TargetResult, grid: TimeGrid) -> Bound
     )
 
 
-def decide(
-    tests: list[MemberTests],
-    detector: Detector,
-    settings: AuditSettings,
-    *,
-    num_train: int,
-    self_tests: Sequence[SelfTest] = (),
-) -> Verdict:
-    """The verdict: leak, none found, or inconclusive, which it always is where the audit of the auditor fails.
-
-    With K members every test is taken at its level divided by K (Bonferroni).
-    """
-    k = len(tests)
-    kinds, reasons, settle = [], [], []
-    for test in tests:
-        who = f"member {test.row}: " if k > 1 else ""
-        if test.leak_p <= settings.leak_level / k:
-            kinds.append(REPRODUCED)
-            reasons.append(
-                f"{who}{test.rate.hits} of {test.rate.trials} plain samples are the target, more than false "
-                f"positives explain (leak test p = {test.leak_p:.2g}, level {settings.leak_level / k:g})"
-            )
-        if test.rank_p <= settings.rank_level / k:
-            kinds.append(MEMORISED)
-            reasons.append(
-                f"{who}its t50 ranks above the {test.num_controls} held-out targets "
-                f"(rank test p = {test.rank_p:.2g}, level {settings.rank_level / k:g})"
-            )
-    failed = [test for test in self_tests if test.possible and not test.passed]
-    if failed:
-        why = [f"the audit of the auditor failed ({test.what}): {test.text}" for test in failed]
-        why += [f"without that it would have been a leak: {reason}" for reason in reasons]
-        return Verdict(INCONCLUSIVE, [], why, [f"{detector.advice} until the audit of the auditor passes"])
-    if kinds:
-        return Verdict(LEAK, sorted(set(kinds)), reasons, [])
-    blind = detector.sensitivity_lower < settings.min_sensitivity
-    weak = max(test.detectable_rate for test in tests) > 1 / num_train
-    if blind:
-        reasons.append(
-            f"the detectors' sensitivity is shown to be at least {detector.sensitivity_lower:.2f} only; "
-            f"{settings.min_sensitivity:g} is needed"
-        )
-        settle.append(f"{detector.advice}, or run more count.sensitivity_chains and count.oracle_chains")
-    if weak:
-        rate = max(test.detectable_rate for test in tests)
-        reasons.append(
-            f"a reproduction rate of {rate:.2g} or more would have been seen with a power of 80 %, "
-            f"but a memoriser's is 1/N = {1 / num_train:.2g}"
-        )
-        false = detector.joint_false_generated
-        settle.append(
-            f"{detector.advice}: {false.hits} of {false.trials} plain samples are taken for targets that the model "
-            "never saw"
-            if false.trials and false.lower > 1 / num_train
-            else f"raise count.num_samples from {tests[0].rate.trials}"
-        )
-    if blind or weak:
-        return Verdict(INCONCLUSIVE, [], reasons, settle)
-    return Verdict(
-        NONE_FOUND,
-        [],
-        [
-            f"{max(test.rate.hits for test in tests)} of {tests[0].rate.trials} plain samples are a target, no more "
-            "than false positives explain, and no member's t50 stands out from the held-out targets'"
-            + (
-                ""
-                if tests[0].num_controls + 1 >= k / settings.rank_level
-                else f" (with {tests[0].num_controls} held-out targets the rank test cannot reject)"
-            )
-        ],
-        [],
+def _canaries(
+    count: dict[str, Any], targets: list[TargetResult], nll: list[float], held_out: list[float], settings: AuditSettings
+) -> CanaryResult:
+    """Canaries by the score that was declared; a density that was not computed is the least likely one."""
+    members = sum(target.member for target in targets)
+    scores: dict[str, list[float]] = {
+        "count": list(count["num_detected"]),
+        "t50": [target.t50_rank for target in targets],
+        "nll": [-bits if np.isfinite(bits) else -np.inf for bits in [*nll, *held_out]],
+    }
+    chosen = scores[settings.canary_score]
+    return audit_canaries(
+        chosen[:members],
+        chosen[members:],
+        score=settings.canary_score,
+        confidence=settings.confidence,
+        delta=settings.canary_delta,
     )
 
 
@@ -803,62 +677,57 @@ def make_audit(
     """Joins the stages' results.
 
     Args:
-      results: contents of data.json, score.json, classifiers.json, count.json, search.json, likelihood.json,
-        bound.json.
+      results: contents of data.json, classifiers.json, score.json, count.json, search.json, and, where they were run,
+        likelihood.json and bound.json.
       seed: of the bootstrap.
       provenance: versions, devices and the like, shown as they are.
     """
-    count, search, likelihood = results["count"], results["search"], results["likelihood"]
-    num_train = results["data"]["num_train"]
-    num_targets, num_members = len(count["num_detected"]), search["num_members"]
+    count, search, membership = results["count"], results["search"], results["classifiers"]["membership"]
+    likelihood, bound = results.get("likelihood"), results.get("bound")
+    num_train, num_members = membership["num_train"], membership["num_members"]
+    searched, n = num_members + membership["num_controls"], count["num_samples"]
     detector = _detector(results["classifiers"], count, settings, members=num_members, seed=seed)
-    self_tests = audit_auditor(count, detector.joint_false_real, settings)
+    self_tests = audit_auditor(count, settings, members=num_members)
     floor = max(1 / num_train, detector.false_rate_upper)
     targets = [
         _target(row, search, count, grid, sde, floor=min(floor, 0.999), settings=settings, seed=seed + row)
-        for row in range(num_targets)
+        for row in range(searched)
     ]
-    controls = [target.t50_rank for target in targets[num_members:]]
-    groups, (bits, nll_ranks) = _nll(likelihood), _nll_of_members(likelihood, num_members)
-    n = count["num_samples"]
-    real = detector.joint_false_real
-    false = (count["control_hit_samples"], n) if count["num_controls"] else (real.hits, real.trials)
-    # A tenth of the level goes to the uncertainty of the false-positive rate.
-    beta = settings.leak_level / num_members / 10
-    tests = []
-    for row in range(num_members):
-        hits = count["num_detected"][row]
-        lower, upper = stats.reproduction_interval(
-            hits, n, sensitivity_lower=max(detector.sensitivity_lower, 1e-6), confidence=settings.confidence
-        )
-        tests.append(
-            MemberTests(
-                row=row,
-                expected=n / num_train,
-                rate=Rate(hits, n, hits / n, float(lower), float(upper)),
-                fewer_p=stats.fewer_than_expected_p(hits, n, 1 / num_train),
-                leak_p=stats.leak_p(hits, n, *false, beta=beta),
-                rank_p=stats.rank_p_value(targets[row].t50_rank, controls),
-                num_controls=len(controls),
-                detectable_rate=stats.detectable_rate(
-                    n,
-                    *false,
-                    alpha=settings.leak_level / num_members,
-                    beta=beta,
-                    sensitivity=max(detector.sensitivity_lower, 1e-6),
-                ),
-                nll_rank_p=nll_ranks[row],
-                bits_per_dim=bits[row] if np.isfinite(bits[row]) else None,
-            )
-        )
+    groups, snapshots, bits, ranks, held_out = [], [], [], [], []
+    if likelihood:
+        groups, (bits, ranks) = _nll(likelihood), _nll_of_members(likelihood, num_members)
+        snapshots = _snapshots(likelihood, num_members, num_steps=results["score"]["num_steps"])
+        table = zip(likelihood["group"], likelihood["bits_per_dim"], likelihood["converged"], strict=True)
+        held_out = [bits if ok else float("nan") for group, bits, ok in table if group == "held-out target"]
+    sensitivities = [part for part in (detector.sensitivity_poor, detector.sensitivity_returns) if part.targets]
+    evidence = Evidence(
+        num_train=num_train,
+        num_members=num_members,
+        looks=count["looks"],
+        planned_looks=count["planned_looks"],
+        counts=np.asarray(count["looks_detected"]),
+        any_control=count["control_hit_samples"],
+        t50=[target.t50_rank for target in targets],
+        sensitivity=detector.sensitivity_lower,
+        sure_sensitivity=min((part.sure for part in sensitivities), default=0.0),
+    )
+    model, tests = audit_members(evidence, settings)
+    verdict = decide(
+        model,
+        tests,
+        settings,
+        sensitivity=detector.sensitivity_lower,
+        advice=detector.advice,
+        self_tests=self_tests,
+    )
     stamped = results["data"].get("fingerprint_byte", 0) is not None
-    verdict = decide(tests, detector, settings, num_train=num_train, self_tests=self_tests)
     if not stamped:
         verdict = dataclasses.replace(verdict, reasons=[*verdict.reasons, ASSUMPTION])
     return AuditResult(
         name=name,
         verdict=verdict,
         targets=targets,
+        model=model,
         tests=tests,
         detector=detector,
         nll=groups,
@@ -869,7 +738,7 @@ def make_audit(
         sampler=sampler,
         sde=type(sde).__name__,
         num_levels=grid.num_levels,
-        t_min_likelihood=likelihood["t_min"],
+        t_min_likelihood=likelihood["t_min"] if likelihood else float("nan"),
         evaluations={
             stage: {"useful": results[stage]["evaluations"], "executed": results[stage]["executed"]}
             for stage in ("count", "search")
@@ -882,14 +751,17 @@ def make_audit(
         stamped=stamped,
         self_tests=self_tests,
         thresholds=[
-            row
+            at
             for member in targets[:num_members]
-            for row in _at_thresholds(member.row, results, real, grid, settings, beta=beta, seed=seed + member.row)
+            for at in _at_thresholds(member.row, results, grid, settings, members=num_members, seed=seed + member.row)
         ],
         hits=[Likeness(**hit, score=None) for hit in count["hits"]],
         near_misses=[Likeness(**miss) for miss in count["near_misses"]],
-        snapshots=_snapshots(likelihood, num_members, num_steps=results["score"]["num_steps"]),
-        bound=[_bound(results["bound"], target, grid) for target in targets[:num_members]]
-        if results["bound"]["target"]
-        else [],
+        snapshots=snapshots,
+        bound=[_bound(bound, target, grid) for target in targets[:num_members]] if bound and bound["target"] else [],
+        nll_members=[
+            MemberNll(row, each if np.isfinite(each) else None, rank)
+            for row, (each, rank) in enumerate(zip(bits, ranks, strict=True))
+        ],
+        canaries=_canaries(count, targets, bits, held_out, settings) if membership["canaries"] else None,
     )

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .fingerprint import FINGERPRINT_VALUE, disc_mask, disc_radius, stamp
 from .types import Image, Key, Scalar
@@ -16,8 +17,26 @@ def random_disc(key: Key, shape: tuple[int, int], radius: int) -> jax.Array:
     return disc_mask(shape, (row, col), radius)
 
 
-def stamp_randomly(key: Key, image: Image, radius: int) -> Image:
-    """The image with a fingerprint at a random place (paper eq. 10)."""
+def visible_disc(key: Key, image: Image, radius: int, min_contrast: float) -> jax.Array:
+    """Mask of a disc at a uniform place among those where it differs in the mean by `min_contrast` from the image.
+
+    The rule by which targets are planted (`data.min_contrast`): a disc that nobody can see teaches nothing. Without any
+    such place, at a uniform one.
+    """
+    height, width = image.shape[0], image.shape[1]
+    disc = disc_mask((2 * radius + 1, 2 * radius + 1), (radius, radius), radius).astype(np.float32)
+    difference = jnp.mean(jnp.abs(image - FINGERPRINT_VALUE), axis=-1)
+    contrast = jax.scipy.signal.convolve2d(difference, jnp.asarray(disc / disc.sum()), mode="valid")
+    fits = contrast >= min_contrast
+    place = jax.random.categorical(key, jnp.where(fits | ~fits.any(), 0.0, -jnp.inf).ravel())
+    row, col = jnp.divmod(place, width - 2 * radius)
+    return disc_mask((height, width), (row + radius, col + radius), radius)
+
+
+def stamp_randomly(key: Key, image: Image, radius: int, *, min_contrast: float = 0.0) -> Image:
+    """The image with a fingerprint at a random place (paper eq. 10), at which it has this contrast in model range."""
+    if min_contrast:
+        return stamp(image, visible_disc(key, image, radius, min_contrast), FINGERPRINT_VALUE)
     return stamp(image, random_disc(key, (image.shape[0], image.shape[1]), radius), FINGERPRINT_VALUE)
 
 

@@ -117,21 +117,21 @@ def measure(run: Run) -> dict[str, Timing]:
         look = functools.partial(detect.func, **detect.keywords)
         return timings | {"detection": time_call(look, *detect.args, faces, batch=rows)}
     settings = dataclasses.replace(config.classifiers, batch_size=rows)
-    data = jax.tree.map(jnp.asarray, run.detector_data(run.planted.train))
+    data = jax.tree.map(jnp.asarray, run.detector_data(run.candidates.rest))
     states = [jit_once(functools.partial(init_fit, model, settings))(key, faces[:1]) for model in detectors]
     variables = [state.variables for state in states]
-    carries = [(state.variables, state.opt_state) for state in states]
-    radius = run.planted.record[0].radius
-    tasks = make_tasks(settings, config.augmix, num_targets=len(run.planted.targets), radius=radius)
+    candidates = run.candidates
+    radius = candidates.record[0].radius
+    tasks = make_tasks(settings, config.augmix, num_targets=len(candidates.targets), radius=radius, min_contrast=1e-3)
     tasks = tasks[-len(detectors) :]
     steps = [make_fit_step(model, task, settings) for model, task in zip(detectors, tasks, strict=True)]
     absent = [None] * (len(run.classifier_models) - len(detectors))
 
-    def classify(carries: list[Any], data: Any, key: Key) -> Any:
-        return [step(carry, data, key) for step, carry in zip(steps, carries, strict=True)]
+    def classify(states: list[Any], data: Any, key: Key) -> Any:
+        return [step(state, data, key) for step, state in zip(steps, states, strict=True)]
 
     return timings | {
-        "classifier training": time_call(classify, carries, data, key, batch=rows),
+        "classifier training": time_call(classify, states, data, key, batch=rows),
         "detection": time_call(
             lambda v, x: make_detect_fn(run.classifier_models, *absent, *v)(x), variables, faces, batch=rows
         ),
@@ -141,7 +141,7 @@ def measure(run: Run) -> dict[str, Timing]:
 def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]]:
     """Seconds of each stage and what they rest on: rates of one device, shared out over all of them."""
     config, planted = run.config, run.planted
-    devices, members, targets = jax.local_device_count(), config.data.num_members, len(planted.targets)
+    devices, members, searched = jax.local_device_count(), planted.num_members, run.num_searched
 
     def seconds(rows: float, name: str, *, over: int = 1) -> float:
         return rows / timings[name].per_second / over
@@ -151,7 +151,7 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
         return seconds(evaluations, "evaluation", over=devices) + seconds(work.num_chains, "detection")
 
     shapes = jax.eval_shape(run.init_params, jax.random.key(0))
-    epochs, settings = config.classifiers.max_epochs, config.classifiers
+    settings = config.classifiers
     images, ends = num_densities(run), num_bound_chains(run)
     bound_chains = bound_work(config.bound, [run.grid.num_levels] * members)
     score = config.score.num_steps * config.score.batch_size
@@ -160,12 +160,13 @@ def predict(run: Run, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
         rate = f"{timings['training'].per_second:,.1f} images/s a device"
         times["score"] = seconds(score, "training", over=devices), rate
     if "classifier training" in timings:
-        examples = epochs * settings.steps_per_epoch * settings.batch_size
-        times["classifiers"] = seconds(examples, "classifier training", over=devices), f"at most {epochs} epochs"
+        examples = settings.epochs * settings.steps_per_epoch * settings.batch_size
+        basis = f"{settings.epochs} epochs, if the gate opens at once"
+        times["classifiers"] = seconds(examples, "classifier training", over=devices), basis
     return times | {
-        "count": (chains(count_work(config.count, run.grid, targets)), _rate_text(timings["evaluation"])),
+        "count": (chains(count_work(config.count, run.grid, searched)), _rate_text(timings["evaluation"])),
         "search": (
-            chains(search_work(config.search, run.grid, targets, members)),
+            chains(search_work(config.search, run.grid, searched, members)),
             _rate_text(timings["evaluation"]),
         ),
         "likelihood": (
@@ -187,9 +188,9 @@ def _rate_text(timing: Timing) -> str:
 def num_densities(run: Run) -> int:
     """Densities that the likelihood stage computes, at most."""
     config, planted = run.config, run.planted
-    settings, members, others = config.likelihood, config.data.num_members, len(planted.train) - config.data.num_members
+    settings, members, others = config.likelihood, planted.num_members, len(planted.train) - planted.num_members
     near = min(members * settings.num_neighbours, others)
-    followed = len(planted.targets) + members * config.data.stamp + near
+    followed = run.num_searched + members * config.data.stamp + near
     rest = min(settings.num_train, others - near) + min(settings.num_held_out, len(planted.test))
     snapshots = (config.score.num_steps - 1) // config.score.keep_every if settings.snapshots else 0
     return settings.repeats * ((1 + snapshots) * followed + rest + settings.num_generated)
@@ -197,7 +198,7 @@ def num_densities(run: Run) -> int:
 
 def num_bound_chains(run: Run) -> int:
     """Chains of the bound, if members return from every level."""
-    tops = [run.grid.num_levels] * run.config.data.num_members
+    tops = [run.grid.num_levels] * run.planted.num_members
     work = bound_work(run.config.bound, tops)
     return work.num_chains if work else 0
 

@@ -9,6 +9,7 @@ as a model gives back what it has not learned well.
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jaxtyping import Array
 from .artifacts import Checkpoints, MetricsLog
 from .augment import add_noise, mask_randomly, reproduce_poorly, stamp_randomly
 from .augmix import AugMixSettings, augmix, jensen_shannon
+from .calibration import Calibration, Sight, calibrate, gate_images, look_for_marks, look_for_targets
 from .checks import StageError, check, in_range, one_of, whole
 from .compilation import jit_once
 from .detection import Detector
@@ -50,11 +52,16 @@ class ClassifierSettings:
       neighbours: k of ratio, training images whose mean distance is the unit; fewer where there are fewer.
       ratio: the distance in this unit below which an image is the target, at a threshold of 0.5.
       max_difference: the same of absolute: root mean square difference of the pixels, with black 0 and white 1.
-      learning_rate: Adam's.
+      learning_rate: Adam's, at its height: in every round it rises over the first twentieth and falls as a cosine to 0.
       batch_size: images a step.
       steps_per_epoch: optimiser steps between two looks at the validation loss.
-      max_epochs: upper limit of the training.
-      patience: epochs without a better validation loss before it stops.
+      epochs: of a round. The weights at its end are judged, no epoch is chosen.
+      max_rounds: after which training starts again from other weights, where the gate (`calibration`) stays shut.
+      max_restarts: how often it does.
+      ema_decay: of the average of weights that is judged; begins as (1 + n) / (10 + n) at step n.
+      sensitivity: share of poor copies of each target that its calibrated threshold leaves detected, 0.5 to 0.999.
+      gate_copies: poor copies of each target that the gate looks at.
+      gate: whether it must open; False: targets that are not seen after a round stay targets, which is said.
       fingerprint_rate: share of positives while training c_p; `fingerprint_rate_val` in validation.
       identity_rate: share of positives, over all heads, while training c_id; `identity_rate_val` in validation.
       max_masks: most discs that cover an image of c_id.
@@ -65,7 +72,8 @@ class ClassifierSettings:
       augmix: whether training images go through AugMix, before discs, masks and noise.
       js_weight: of AugMix's consistency loss between an image and two augmented views of it; 0: one view and none.
       num_val: validation examples, drawn once; enough that `MIN_PER_CLASS` of each class are expected.
-      threshold: score above which a classifier says yes, in (0, 1).
+      threshold: score above which a classifier says yes, in (0, 1). Scores are calibrated: 1/2 is each head's own
+        threshold.
       thresholds: others at which detections are counted too, to see how much the answer depends on it.
     """
 
@@ -78,8 +86,13 @@ class ClassifierSettings:
     learning_rate: float = 1e-3
     batch_size: int = 128
     steps_per_epoch: int = 100
-    max_epochs: int = 200
-    patience: int = 20
+    epochs: int = 100
+    max_rounds: int = 3
+    max_restarts: int = 2
+    ema_decay: float = 0.999
+    sensitivity: float = 0.95
+    gate_copies: int = 128
+    gate: bool = True
     fingerprint_rate: float = 0.5
     fingerprint_rate_val: float = 0.1
     identity_rate: float = 0.1
@@ -109,7 +122,19 @@ class ClassifierSettings:
         )
         in_range("classifiers.learning_rate", self.learning_rate, 1e-12, 1.0)
         whole("classifiers", self, names=("batch_size", "num_val"), most=2**16)
-        whole("classifiers", self, names=("steps_per_epoch", "max_epochs", "patience"), most=10**6)
+        whole("classifiers", self, names=("steps_per_epoch", "epochs"), most=10**6)
+        whole("classifiers", self, names=("max_rounds",), most=100)
+        whole("classifiers", self, names=("max_restarts",), least=0, most=100)
+        in_range("classifiers.ema_decay", self.ema_decay, 0.0, 0.999999, fix="use 0.999")
+        in_range("classifiers.sensitivity", self.sensitivity, 0.5, 0.999, fix="use 0.95")
+        fewest = math.ceil(1 / (1 - self.sensitivity) - 1e-9) - 1
+        check(
+            fewest <= self.gate_copies <= 10**4,
+            "classifiers.gate_copies",
+            got=self.gate_copies,
+            expected=f"{fewest} to 10000: fewer cannot show a sensitivity of {self.sensitivity:g}",
+            fix="raise it, or lower classifiers.sensitivity",
+        )
         whole("classifiers", self, names=("max_masks",), least=0, most=100)
         for name in ("fingerprint_rate", "fingerprint_rate_val", "identity_rate", "identity_rate_val"):
             rate = getattr(self, name)
@@ -173,12 +198,14 @@ def fingerprint_example(
     *,
     rate: float,
     radius: int,
+    min_contrast: float,
     settings: ClassifierSettings,
     augment: Augment = unchanged,
 ) -> tuple[jax.Array, jax.Array]:
     """One image, with a disc at a random place in a share `rate` of the draws; label of shape (1,).
 
     Args:
+      min_contrast: of the disc, in model range; see `visible_disc`.
       augment: of the photograph, before the disc.
     """
     key_row, key_label, key_disc, key_poor, key_noise, key_augment = jax.random.split(key, 6)
@@ -192,7 +219,7 @@ def fingerprint_example(
     )
     image = augment(key_augment, image)
     label = jax.random.bernoulli(key_label, rate)
-    image = jnp.where(label, stamp_randomly(key_disc, image, radius), image)
+    image = jnp.where(label, stamp_randomly(key_disc, image, radius, min_contrast=min_contrast), image)
     image = reproduce_poorly(key_poor, image, settings.max_tone, settings.max_blur)
     return add_noise(key_noise, image, settings.max_noise), label[None].astype(jnp.float32)
 
@@ -245,7 +272,12 @@ class Task(NamedTuple):
 
 
 def make_tasks(
-    settings: ClassifierSettings, augmix_settings: AugMixSettings, *, num_targets: int, radius: int
+    settings: ClassifierSettings,
+    augmix_settings: AugMixSettings,
+    *,
+    num_targets: int,
+    radius: int,
+    min_contrast: float = 0.0,
 ) -> tuple[Task, Task]:
     """Of the fingerprint and the identity classifier. Validation shows images as detectors meet them: no AugMix."""
 
@@ -258,9 +290,9 @@ def make_tasks(
         views = tuple(functools.partial(train, augment=view) for view in views) if settings.augmix else (train,)
         return Task(label, views, val, positive_weight)
 
-    s = settings
+    s, marks = settings, functools.partial(fingerprint_example, min_contrast=min_contrast)
     return (
-        task("fingerprint classifier", fingerprint_example, (s.fingerprint_rate, s.fingerprint_rate_val), 1.0),
+        task("fingerprint classifier", marks, (s.fingerprint_rate, s.fingerprint_rate_val), 1.0),
         # One head sees 1/k of the positives, so they weigh k times as much.
         task("identity classifier", identity_example, (s.identity_rate, s.identity_rate_val), float(num_targets)),
     )
@@ -298,33 +330,37 @@ def _check_data(name: str, data: DetectorData, num_heads: int, radius: int) -> N
     )
 
 
-class _FitState(NamedTuple):
-    """Everything a resumed training needs; `epoch` counts finished epochs."""
+class FitState(NamedTuple):
+    """Everything a resumed training needs."""
 
-    epoch: jax.Array
+    attempt: jax.Array  # trainings from other weights before this one
+    step: jax.Array  # of this attempt
     variables: Any
     opt_state: Any
-    best_variables: Any
-    best_loss: jax.Array
-    best_epoch: jax.Array
+    averaged: Any  # exponential moving average of the variables, batch statistics among them: what is judged
 
 
-def init_fit(model: nn.Module, settings: ClassifierSettings, key: Key, image: jax.Array) -> _FitState:
-    """State of one classifier before its first epoch, for images shaped as the (1, h, w, c) `image`."""
+def _optimizer(settings: ClassifierSettings) -> optax.GradientTransformation:
+    """Adam, whose rate rises and falls once a round."""
+    length = settings.epochs * settings.steps_per_epoch
+
+    def rate(count: Any) -> jax.Array:
+        place = (count % length + 1) / length
+        return settings.learning_rate * jnp.minimum(20 * place, 1) * 0.5 * (1 + jnp.cos(jnp.pi * place))
+
+    return optax.adam(rate)
+
+
+def init_fit(model: nn.Module, settings: ClassifierSettings, key: Key, image: jax.Array) -> FitState:
+    """State of one classifier before its first step, for images shaped as the (1, h, w, c) `image`."""
     variables = model.init(key, image)
-    return _FitState(
-        jnp.zeros((), jnp.int32),
-        variables,
-        optax.adam(settings.learning_rate).init(variables["params"]),
-        jax.tree.map(jnp.copy, variables),
-        jnp.full((), jnp.inf),
-        jnp.zeros((), jnp.int32),
-    )
+    opt_state, zero = _optimizer(settings).init(variables["params"]), jnp.zeros((), jnp.int32)
+    return FitState(zero, zero, variables, opt_state, jax.tree.map(jnp.copy, variables))
 
 
 def make_fit_step(
     model: nn.Module, task: Task, settings: ClassifierSettings, *, mesh: Mesh | None = None
-) -> Callable[[tuple[Any, Any], DetectorData, Key], tuple[tuple[Any, Any], jax.Array]]:
+) -> Callable[[FitState, DetectorData, Key], tuple[FitState, jax.Array]]:
     """One step: draws a batch, each image from a key of its own, and takes it.
 
     Args:
@@ -332,16 +368,15 @@ def make_fit_step(
         the whole batch, whatever the devices.
 
     Returns:
-      From (variables, optimiser state), data and the step's key to the next pair and the loss.
+      From a state, data and the step's key to the next state and the loss.
     """
-    tx = optax.adam(settings.learning_rate)
+    tx = _optimizer(settings)
 
     def draw(key: Key, data: DetectorData) -> tuple[jax.Array, jax.Array]:
         images, labels = zip(*(view(key, data) for view in task.views), strict=True)
         return jnp.stack(images), labels[0]
 
-    def step(carry: tuple[Any, Any], data: DetectorData, key: Key) -> tuple[tuple[Any, Any], jax.Array]:
-        variables, opt_state = carry
+    def step(state: FitState, data: DetectorData, key: Key) -> tuple[FitState, jax.Array]:
         keys = jax.random.split(key, settings.batch_size)
         if mesh is not None:
             keys = jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, P("batch")))
@@ -349,16 +384,20 @@ def make_fit_step(
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             rows = images.reshape(-1, *images.shape[2:])  # all views of a batch have one mean and variance
-            logits, updated = model.apply({**variables, "params": params}, rows, train=True, mutable=["batch_stats"])
+            variables = {**state.variables, "params": params}
+            logits, updated = model.apply(variables, rows, train=True, mutable=["batch_stats"])
             seen = jnp.moveaxis(jnp.reshape(logits, (len(labels), len(task.views), -1)), 1, 0)
             loss = jnp.mean(_losses(seen[0], labels, task.positive_weight))
             if settings.js_weight:
                 loss += settings.js_weight * jensen_shannon(*seen)
             return loss, updated
 
-        (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
-        updates, opt_state = tx.update(grads, opt_state)
-        return ({"params": optax.apply_updates(variables["params"], updates), **updated}, opt_state), loss
+        (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.variables["params"])
+        updates, opt_state = tx.update(grads, state.opt_state)
+        variables = {"params": optax.apply_updates(state.variables["params"], updates), **updated}
+        decay = jnp.minimum(settings.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        averaged = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.averaged, variables)
+        return FitState(state.attempt, state.step + 1, variables, opt_state, averaged), loss
 
     return step
 
@@ -375,19 +414,29 @@ def _fit(
     train: DetectorData,
     val: DetectorData,
     settings: ClassifierSettings,
+    look: Callable[[Any], Sight],
     *,
+    spares: int,
     mesh: Mesh,
     key: Key,
     checkpoints: Checkpoints,
     log: MetricsLog,
-) -> _FitState:
-    """Trains one classifier until its validation loss has not fallen for `patience` epochs."""
-    key_init, key_val, key_train = jax.random.split(key, 3)
+) -> tuple[FitState, Sight]:
+    """Trains one classifier, round after round, until the gate opens or no attempt is left.
+
+    Args:
+      look: what a network of these variables sees at the gate.
+      spares: targets that may stay unseen rather than start again.
+
+    Returns:
+      The last state, and what its average sees.
+    """
+    key_val, key_init, key_train = jax.random.split(key, 3)
     everywhere, split_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "batch"))
     step = make_fit_step(model, task, settings, mesh=mesh)
 
-    def many(carry: tuple[Any, Any], data: DetectorData, keys: Key) -> tuple[tuple[Any, Any], jax.Array]:
-        return jax.lax.scan(lambda carry, key: step(carry, data, key), carry, keys)
+    def many(state: FitState, data: DetectorData, keys: Key) -> tuple[FitState, jax.Array]:
+        return jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
 
     single, scanned = (jax.jit(function, out_shardings=everywhere) for function in (step, many))
     one_by_one = jax.default_backend() == "cpu"
@@ -404,59 +453,92 @@ def _fit(
         def look(batch: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             images, labels, counted = batch
             logits: Any = model.apply(variables, images)
-            right = jnp.all((nn.sigmoid(logits) > settings.threshold) == (labels > 0), axis=1)
+            right = jnp.all((logits > 0) == (labels > 0), axis=1)
             return jnp.sum(counted * _losses(logits, labels, task.positive_weight)), jnp.sum(counted & right)
 
         losses, right = jax.lax.map(look, batches)
         return jnp.sum(losses) / settings.num_val, jnp.sum(right) / settings.num_val
 
-    state = jit_once(functools.partial(init_fit, model, settings))(key_init, train.others[:1])
-    state = jax.device_put(state, everywhere)
+    start = jit_once(functools.partial(init_fit, model, settings))
+
+    def begin(attempt: int) -> FitState:
+        state = start(jax.random.fold_in(key_init, attempt), train.others[:1])
+        return jax.device_put(state._replace(attempt=jnp.asarray(attempt, jnp.int32)), everywhere)
+
+    def train_round(state: FitState, first: int) -> FitState:
+        """To the end of the round that an attempt is in at epoch `first`."""
+        attempt, end = int(state.attempt), (first // settings.epochs + 1) * settings.epochs
+        progress = Progress(task.label, end, "epochs", done=first)
+        for epoch in range(first, end):
+            key_epoch = jax.random.fold_in(jax.random.fold_in(key_train, attempt), epoch)
+            begun, keys, losses = state, jax.random.split(key_epoch, settings.steps_per_epoch), []
+            if one_by_one:
+                for key_step in keys:
+                    state, loss = single(state, train, key_step)
+                    losses.append(loss)
+                    if stopping():
+                        # The epoch is drawn again from its own key.
+                        checkpoints.save(attempt * last + epoch, begun)
+                        progress.update(epoch)
+            else:
+                state, losses = scanned(state, train, keys)
+            looks = jax.device_get((losses, *validate(state.averaged, *val_batches)))
+            train_loss, loss, accuracy = (float(np.mean(look)) for look in looks)
+            if not np.isfinite(train_loss + loss):
+                raise StageError(
+                    f"{task.label}: loss {train_loss} in training, {loss} in validation at epoch {epoch + 1}; "
+                    "lower classifiers.learning_rate"
+                )
+            done = {"attempt": attempt, "epoch": attempt * last + epoch + 1}
+            log.write(task.label, **done, loss=train_loss, val_loss=loss, val_accuracy=accuracy)
+            if stopping() or (epoch + 1) % 5 == 0 or epoch + 1 == end:
+                checkpoints.save(attempt * last + epoch + 1, state)
+            progress.update(epoch + 1, f"validation loss {loss:.4f}")
+        return state
+
+    last = settings.max_rounds * settings.epochs  # epochs of an attempt
+    state = begin(0)
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
-    progress = Progress(task.label, settings.max_epochs, "epochs", done=int(state.epoch))
-    while (epoch := int(state.epoch)) < settings.max_epochs and epoch - int(state.best_epoch) < settings.patience:
-        carry, losses = (state.variables, state.opt_state), []
-        keys = jax.random.split(jax.random.fold_in(key_train, epoch), settings.steps_per_epoch)
-        if one_by_one:
-            for key_step in keys:
-                carry, loss = single(carry, train, key_step)
-                losses.append(loss)
-                if stopping():
-                    # The epoch is drawn again from its own key.
-                    checkpoints.save(epoch, state)
-                    progress.update(epoch)
-        else:
-            carry, losses = scanned(carry, train, keys)
-        looks = jax.device_get((losses, *validate(carry[0], *val_batches)))
-        train_loss, loss, accuracy = (float(np.mean(look)) for look in looks)
-        if not np.isfinite(train_loss + loss):
-            raise StageError(
-                f"{task.label}: loss {train_loss} in training, {loss} in validation at epoch {epoch + 1}; "
-                "lower classifiers.learning_rate"
-            )
-        better = loss < float(state.best_loss)
-        done = jnp.asarray(epoch + 1, jnp.int32)
-        state = state._replace(epoch=done, variables=carry[0], opt_state=carry[1])
-        if better:
-            state = state._replace(best_variables=carry[0], best_loss=jnp.asarray(loss, jnp.float32), best_epoch=done)
-        log.write(task.label, epoch=epoch + 1, loss=train_loss, val_loss=loss, val_accuracy=accuracy)
-        if stopping() or (epoch + 1) % 5 == 0:
-            checkpoints.save(epoch + 1, state)
-        progress.update(epoch + 1, f"validation loss {loss:.4f}, best {float(state.best_loss):.4f}")
-    checkpoints.save(int(state.epoch), state)
-    return state
+    while True:
+        attempt, epoch = int(state.attempt), int(state.step) // settings.steps_per_epoch
+        if epoch and epoch % settings.epochs == 0:
+            sight = look(state.averaged)
+            unseen, over = int((~sight.seen).sum()), epoch >= last
+            done = not (unseen and settings.gate) or (over and (unseen <= spares or attempt >= settings.max_restarts))
+            if unseen:
+                end = "enough training" if settings.gate else "they stay (classifiers.gate)"
+                then = end if done else "starts again from other weights" if over else "trains on"
+                what = f"{unseen} of {len(sight.seen)} targets not seen after {epoch} epochs, attempt {attempt + 1}"
+                print(f"{task.label}: {what}: {then}", file=sys.stderr)
+            if done:
+                return state, sight
+            if over:
+                state, epoch = begin(attempt + 1), 0
+        state = train_round(state, epoch)
 
 
 NAMES = ("fingerprint", "identity")
 
 
 class Detectors(NamedTuple):
-    """Trained variables of both classifiers, or of the identity's alone, and the epochs each took."""
+    """Trained variables of both classifiers, or of the identity's alone; how they came about; what they see."""
 
-    fingerprint: Any | None
-    identity: Any
-    epochs: tuple[int, ...]
+    variables: dict[str, Any]  # by name
+    attempts: dict[str, int]
+    epochs: dict[str, int]  # of the last attempt
+    sights: dict[str, Sight]
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(targets,) bool, targets that every classifier sees."""
+        return np.all([sight.seen for sight in self.sights.values()], axis=0)
+
+    @property
+    def calibration(self) -> Calibration:
+        """Thresholds of the heads, that of the mark by the targets that are seen, if there are any."""
+        kept = self.seen if self.seen.any() else np.ones_like(self.seen)
+        return calibrate(self.sights.get(NAMES[0]), self.sights[NAMES[1]], kept=kept)
 
 
 def make_models(settings: ResNetSettings, num_targets: int) -> tuple[ResNet, ResNet]:
@@ -478,8 +560,10 @@ def train_detectors(
     augmix_settings: AugMixSettings,
     key: Key,
     radius: int,
+    min_contrast: float = 0.0,
     checkpoints: dict[str, Checkpoints],
     log: MetricsLog,
+    spares: int = 0,
     devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Detectors:
     """Trains the classifiers that there are checkpoints for, both or the identity's; takes up what these hold.
@@ -491,12 +575,18 @@ def train_detectors(
     Args:
       models: of `make_models`.
       train: images to draw training examples from.
-      val: other images, with the same targets. They are shown without AugMix, as detectors see images in use.
+      val: other images, with the same targets. They are shown without AugMix, as detectors see images in use; the
+        gate looks at them.
       augmix_settings: where `settings.augmix` asks for it.
       key: root of all draws.
       radius: of the disc, in pixels.
+      min_contrast: by which c_p's discs differ in the mean from what they cover, in model range.
       checkpoints: by name, one or both of `NAMES`.
+      spares: targets that may stay unseen after all rounds of an attempt, rather than another attempt.
       devices: those that share each batch; None takes all local ones. Checkpoints fit any number.
+
+    Returns:
+      The classifiers, whether or not the gate has opened: `Detectors.seen` tells.
 
     Raises:
       RequestError: before anything is computed, if data, models and settings do not fit each other.
@@ -505,49 +595,99 @@ def train_detectors(
     num_targets, mesh = models[1].num_heads, detector_mesh(settings, devices=devices)
     for name, data in (("training", train), ("validation", val)):
         _check_data(name, data, num_targets, radius)
-    train, val = jax.device_put((train, val), NamedSharding(mesh, P()))
-    tasks = make_tasks(settings, augmix_settings, num_targets=num_targets, radius=radius)
-    states = {
-        name: _fit(
-            models[i],
-            task,
-            train,
-            val,
-            settings,
-            mesh=mesh,
-            key=jax.random.fold_in(key, i),
-            checkpoints=checkpoints[name],
-            log=log,
-        )
-        for i, (name, task) in enumerate(zip(NAMES, tasks, strict=True))
-        if name in checkpoints
+    key_gate, *keys = (jax.random.fold_in(key, i) for i in (2, 0, 1))
+    shown = gate_images(
+        key_gate,
+        *map(jnp.asarray, val),
+        radius=radius,
+        copies=settings.gate_copies,
+        max_tone=settings.max_tone,
+        max_blur=settings.max_blur,
+    )
+    looks = {
+        NAMES[0]: functools.partial(look_for_marks, targets=num_targets),
+        NAMES[1]: look_for_targets,
     }
-    epochs = tuple(int(state.epoch) for state in states.values())
-    best = {name: jax.device_put(state.best_variables, mesh.devices.flat[0]) for name, state in states.items()}
-    return Detectors(best.get(NAMES[0]), best[NAMES[1]], epochs)
+    train, val = jax.device_put((train, val), NamedSharding(mesh, P()))
+    tasks = make_tasks(settings, augmix_settings, num_targets=num_targets, radius=radius, min_contrast=min_contrast)
+    first, fits = mesh.devices.flat[0], {}
+    for name, model, task, own in zip(NAMES, models, tasks, keys, strict=True):
+        if name in checkpoints:
+
+            def look(variables: Any, name: str = name, model: ResNet = model) -> Sight:
+                return looks[name](model, jax.device_put(variables, first), shown, sensitivity=settings.sensitivity)
+
+            fits[name] = _fit(
+                model,
+                task,
+                train,
+                val,
+                settings,
+                look,
+                spares=spares,
+                mesh=mesh,
+                key=own,
+                checkpoints=checkpoints[name],
+                log=log,
+            )
+    return Detectors(
+        {name: jax.device_put(state.averaged, first) for name, (state, _) in fits.items()},
+        {name: int(state.attempt) + 1 for name, (state, _) in fits.items()},
+        {name: int(state.step) // settings.steps_per_epoch for name, (state, _) in fits.items()},
+        {name: sight for name, (_, sight) in fits.items()},
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any, images: Images) -> tuple[Array, Array]:
-    who: Any = models[1].apply(identity, images)
+def _scores(
+    models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any, calibration: Any, rows: Any, images: Images
+) -> tuple[Array, Array]:
+    who: Any = jax.nn.sigmoid((models[1].apply(identity, images) - calibration[1])[:, rows])
     if fingerprint is None:
-        return jnp.ones(len(images)), jax.nn.sigmoid(who)
+        return jnp.ones(len(images)), who
     disc: Any = models[0].apply(fingerprint, images)
-    return jax.nn.sigmoid(disc[:, 0]), jax.nn.sigmoid(who)
+    return jax.nn.sigmoid(disc[:, 0] - calibration[0]), who
 
 
-def make_detect_fn(models: tuple[ResNet, ResNet], fingerprint: Any | None, identity: Any) -> DetectFn:
+def make_detect_fn(
+    models: tuple[ResNet, ResNet],
+    fingerprint: Any | None,
+    identity: Any,
+    *,
+    calibration: Calibration | None = None,
+    rows: np.ndarray | None = None,
+) -> DetectFn:
     """Scores of both classifiers in evaluation mode, compiled; without the first, its score is 1. See `DetectFn`.
 
     The weights are arguments of the compiled function, not constants in it.
+
+    Args:
+      calibration: thresholds of the heads, at which a score is 1/2; None: logits of 0.
+      rows: heads that are kept, in the order of their targets; None: all.
     """
-    return functools.partial(_scores, models, fingerprint, identity)
+    heads = models[1].num_heads
+    calibration = calibration or Calibration(0.0, np.zeros(heads, np.float32))
+    offsets = jnp.float32(calibration.fingerprint), jnp.asarray(calibration.identity, jnp.float32)
+    rows = np.arange(heads) if rows is None else rows
+    return functools.partial(_scores, models, fingerprint, identity, offsets, jnp.asarray(rows, jnp.int32))
 
 
-def make_classifier_detector(models: tuple[ResNet, ResNet], fingerprint: Any | None, identity: Any) -> Detector:
-    """Detector by both classifiers, or by the identity classifier alone (paper, section 6)."""
+def make_classifier_detector(
+    models: tuple[ResNet, ResNet],
+    variables: dict[str, Any],
+    *,
+    calibration: Calibration,
+    rows: np.ndarray | None = None,
+) -> Detector:
+    """Detector by both classifiers, or by the identity classifier alone (paper, section 6).
+
+    Args:
+      variables: of one or both of `NAMES`.
+      calibration, rows: of `make_detect_fn`.
+    """
+    fingerprint = variables.get(NAMES[0])
     return Detector(
-        make_detect_fn(models, fingerprint, identity),
+        make_detect_fn(models, fingerprint, variables[NAMES[1]], calibration=calibration, rows=rows),
         "identity classifier alone" if fingerprint is None else "fingerprint and identity classifier, both",
         marks=fingerprint is not None,
         advice="train the detectors longer",

@@ -9,7 +9,6 @@ from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict
 
-from .audit import AuditSettings
 from .augmix import AugMixSettings
 from .bound import BoundSettings
 from .chains import EngineSettings
@@ -24,6 +23,7 @@ from .sampling import SamplerSettings
 from .sde import Process, SdeSettings, make_process
 from .search import SearchSettings
 from .training import TrainingSettings
+from .verdict import AuditSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Config:
         return make_process(self.sde)
 
 
-FREE_SECTIONS = ("engine", "report", "audit")
+FREE_SECTIONS = ("engine", "report")  # not audit: levels and tolerance are stated beforehand
 # Where files lie on this machine: not part of what a run is, and not written down with it.
 FREE_FIELDS = ("data.directory", "data.path", "data.download", "score.path", "classifiers.path")
 

@@ -1,12 +1,15 @@
 """How often plain sampling reproduces a target: |q| of n (paper, Tab. 1 and 2), and how far the detectors go wrong.
 
-Beside the n samples it runs, on the same engine, chains from the lowest levels, which come back as the target
-whatever the model learned and so measure the detectors' sensitivity to denoising residue; and the same detectors on
-the empirical oracle, the perfect memoriser, which must be found. Of the samples that are not detected as a member it
-keeps those that are nearest to one in pixels: a copy that the detectors are blind to would be among them.
+The n samples may be drawn in *looks* that were declared beforehand: after each the counts are kept and tested, and the
+next is drawn only where that has not decided. Beside them run, on the same engine, chains from the lowest levels, which
+come back as the target whatever the model learned and so measure the detectors' sensitivity to denoising residue; and
+the same detectors on the empirical oracle, the perfect memoriser, which must be found. Of the samples that are not
+detected as a member it keeps those that are nearest to one in pixels: a copy that the detectors are blind to would be
+among them.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,38 +50,48 @@ class CountSettings:
 
     Attributes:
       num_samples: n, plain samples of the trained model.
-      sensitivity_chains: chains from each target at the highest level whose noise is below one grey level.
+      looks: samples after which the counts are tested, increasing and up to n; none: after all n alone. They share the
+        level, and a look that rejects is the last.
+      sensitivity_chains: chains from each searched target at the highest level whose noise is below one grey level.
       oracle_samples: plain samples of the empirical oracle.
-      oracle_chains: chains of the oracle from each member, at `oracle_t`.
-      oracle_t: time of those chains, in (0, 1]; low enough that a memoriser returns.
     """
 
     num_samples: int = 50_000
+    looks: tuple[int, ...] = ()
     sensitivity_chains: int = 256
     oracle_samples: int = 1024
-    oracle_chains: int = 256
-    oracle_t: float = 0.15
 
     def __post_init__(self) -> None:
-        names = ("num_samples", "sensitivity_chains", "oracle_samples", "oracle_chains")
-        whole("count", self, names=names, most=MAX_CHAINS)
-        check(0 < self.oracle_t <= 1, "count.oracle_t", got=self.oracle_t, expected="a time in (0, 1]", fix="use 0.15")
+        whole("count", self, names=("num_samples", "sensitivity_chains", "oracle_samples"), most=MAX_CHAINS)
+        check(
+            not self.looks or (bool(np.all(np.diff((0, *self.looks)) > 0)) and self.looks[-1] == self.num_samples),
+            "count.looks",
+            got=self.looks,
+            expected=f"increasing numbers of samples, the last of them count.num_samples = {self.num_samples}",
+            fix="sort them and end with all samples, or leave them out",
+        )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Samples after which the counts are tested."""
+        return self.looks or (self.num_samples,)
 
 
 class CountResult(NamedTuple):
     """Integer counts over n plain samples, and over chains from low levels."""
 
-    num_samples: int
+    num_samples: int  # n that were drawn: those of the last look
+    looks: np.ndarray  # (looks,) n of each look that was taken
+    looks_detected: np.ndarray  # (looks, targets) both, up to each
     num_fingerprint: int  # c_p+, samples with a disc
     num_identity: np.ndarray  # (targets,) c_id+ of each head
     num_detected: np.ndarray  # (targets,) both
     num_detected_at: np.ndarray  # (targets, thresholds), at other thresholds
     control_hit_samples: int  # samples in which some held-out head and c_p say yes: false by construction
     control_hit_samples_at: np.ndarray  # (thresholds,)
-    control_alone: np.ndarray  # (controls,) of those, samples that are a hit of this head and of no other held-out one
-    sensitivity_chains: int  # from each target
-    sensitivity_detected: np.ndarray  # (targets,)
-    sensitivity_detected_at: np.ndarray  # (targets, thresholds)
+    sensitivity_chains: int  # from each searched target
+    sensitivity_detected: np.ndarray  # (searched,)
+    sensitivity_detected_at: np.ndarray  # (searched, thresholds)
     sensitivity_level: int
     roc: list[dict[str, Any]]  # of the detectors on the images that these chains return
     evaluations: int
@@ -101,19 +114,16 @@ def sensitivity_level(grid: TimeGrid) -> int:
     return max(1, int(np.searchsorted(grid.std, 1 / 128, side="right")) - 1)
 
 
-def count_work(settings: CountSettings, grid: TimeGrid, num_targets: int) -> Work:
-    """Plain samples, and the chains from low levels."""
-    return concatenate_work(
-        [
-            make_work(NO_TARGET, grid.num_levels, settings.num_samples),
-            make_work(np.arange(num_targets), sensitivity_level(grid), settings.sensitivity_chains),
-        ]
-    )
-
-
-def _alone(hits: np.ndarray) -> np.ndarray:
-    """Of (n, heads) hits, how many rows are a hit of each head and of no other."""
-    return (hits & (hits.sum(axis=1, keepdims=True) == 1)).sum(axis=0)
+def count_work(settings: CountSettings, grid: TimeGrid, num_searched: int, *, look: int | None = None) -> Work:
+    """Plain samples of a look, or of all; with the first of them the chains from low levels of the searched targets."""
+    first, last = 0, settings.num_samples
+    if look is not None:
+        first, last = (0, *settings.ends)[look], settings.ends[look]
+    plain = make_work(NO_TARGET, grid.num_levels, last - first, first=first)
+    if first:
+        return plain
+    low = make_work(np.arange(num_searched), sensitivity_level(grid), settings.sensitivity_chains)
+    return concatenate_work([plain, low])
 
 
 def _best(scores: np.ndarray) -> np.ndarray:
@@ -214,6 +224,8 @@ def count(
     settings: CountSettings,
     *,
     num_members: int,
+    num_searched: int | None = None,
+    decided: Callable[[int, np.ndarray], bool] | None = None,
     threshold: float,
     thresholds: tuple[float, ...] = (),
     key: Key,
@@ -225,12 +237,14 @@ def count(
     Args:
       targets: (k, h, w, c) float32 in model range, members first.
       detect: a jitted `DetectFn`.
+      num_searched: the first so many targets have chains from low levels; None: all.
+      decided: whether a look, by its number and the targets' counts up to it, is the last; None: none is but the last.
       threshold: score above which a classifier says yes.
       thresholds: others, at which detections are counted too.
       path: where an interrupted run is kept; None: nowhere.
       log: of the progress; None: none.
     """
-    work = count_work(settings, engine.grid, len(targets))
+    searched = len(targets) if num_searched is None else num_searched
     check_detect(detect, engine.image_shape, len(targets))
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
@@ -243,7 +257,6 @@ def count(
         tally["detected_at"] += at.sum(axis=0)
         tally["control_hits"] += int(both[plain][:, num_members:].any(axis=1).sum())
         tally["control_hits_at"] += at[:, num_members:].any(axis=1).sum(axis=0)
-        tally["control_alone"] += _alone(both[plain][:, num_members:])
         low = np.flatnonzero(~plain)
         own = block.target[low]
         detected = both[:, :num_members].any(axis=1)
@@ -267,58 +280,68 @@ def count(
                 rows = rows[np.argsort(order[rows], kind="stable")][:most]
                 _keep_first(tally, name, order[rows], _fetch(block, rows, most), head[rows])
 
-    tally = {
-        "fingerprint": np.zeros((), np.int64),
-        "identity": np.zeros(len(targets), np.int64),
-        "detected": np.zeros(len(targets), np.int64),
-        "detected_at": np.zeros((len(targets), len(thresholds)), np.int64),
-        "control_hits": np.zeros((), np.int64),
-        "control_hits_at": np.zeros(len(thresholds), np.int64),
-        "control_alone": np.zeros(len(targets) - num_members, np.int64),
-        "low_detected": np.zeros(len(targets), np.int64),
-        "low_detected_at": np.zeros((len(targets), len(thresholds)), np.int64),
-        **residue_tally(),
-    }
-    for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES), *((name, KEPT_ERRORS) for name in ERRORS)):
-        tally |= {
-            f"{name}_chain": np.full(size, NOTHING),
-            f"{name}_target": np.zeros(size, np.int64),
-            f"{name}_images": np.zeros((size, *targets.shape[1:]), np.float32),
+    def empty() -> dict[str, np.ndarray]:
+        tally = {
+            "fingerprint": np.zeros((), np.int64),
+            "identity": np.zeros(len(targets), np.int64),
+            "detected": np.zeros(len(targets), np.int64),
+            "detected_at": np.zeros((len(targets), len(thresholds)), np.int64),
+            "control_hits": np.zeros((), np.int64),
+            "control_hits_at": np.zeros(len(thresholds), np.int64),
+            "low_detected": np.zeros(searched, np.int64),
+            "low_detected_at": np.zeros((searched, len(thresholds)), np.int64),
+            **residue_tally(),
         }
-    tally |= _miss_tally(targets.shape[1:])
-    state = run_saved(
-        engine,
-        params,
-        targets,
-        work,
-        key=key,
-        tally=tally,
-        consume=consume,
-        merge=_merge,
-        path=path,
-        log=log,
-        label="count",
-        counted=(threshold, thresholds, num_members),
-    )
+        for name, size in (("hit", KEPT_HITS), ("sample", KEPT_SAMPLES), *((name, KEPT_ERRORS) for name in ERRORS)):
+            tally |= {
+                f"{name}_chain": np.full(size, NOTHING),
+                f"{name}_target": np.zeros(size, np.int64),
+                f"{name}_images": np.zeros((size, *targets.shape[1:]), np.float32),
+            }
+        return tally | _miss_tally(targets.shape[1:])
+
+    tally, looks, useful, executed = empty(), [], 0, 0
+    for look in range(len(settings.ends)):
+        new = empty()
+        state = run_saved(
+            engine,
+            params,
+            targets,
+            count_work(settings, engine.grid, searched, look=look),
+            key=key,
+            tally=new,
+            consume=consume,
+            merge=_merge,
+            path=path and path.with_name(f"{path.stem}{f'-{look}' if look else ''}{path.suffix}"),
+            log=log,
+            label="count",
+            counted=(threshold, thresholds, num_members),
+            keep=len(settings.ends) > 1,
+        )
+        tally, useful, executed = _merge([tally, new]), useful + state.num_useful, executed + state.num_executed
+        looks.append(tally["detected"].copy())
+        if decided and decided(look, looks[-1]):
+            break
     kept = {n: tally[f"{n}_images"][tally[f"{n}_chain"] < NOTHING] for n in ("hit", "sample", "near", *ERRORS)}
     hits, samples, misses = kept["hit"], kept["sample"], kept["near"]
     hit_target = tally["hit_target"][: len(hits)]
     return CountResult(
-        settings.num_samples,
+        settings.ends[len(looks) - 1],
+        np.asarray(settings.ends[: len(looks)]),
+        np.stack(looks),
         int(tally["fingerprint"]),
         tally["identity"],
         tally["detected"],
         tally["detected_at"],
         int(tally["control_hits"]),
         tally["control_hits_at"],
-        tally["control_alone"],
         settings.sensitivity_chains,
         tally["low_detected"],
         tally["low_detected_at"],
         sensitivity_level(engine.grid),
         residue_roc(tally),
-        state.num_useful,
-        state.num_executed,
+        useful,
+        executed,
         samples,
         hits,
         hit_target,
@@ -330,19 +353,12 @@ def count(
 
 
 class OracleResult(NamedTuple):
-    """The detectors on the perfect memoriser: integer counts over its plain samples and chains from the members."""
+    """The detectors on the perfect memoriser: integer counts over its plain samples."""
 
     num_samples: int
     reproduced: np.ndarray  # (members,) plain samples that are this member, by nearest training image
     detected: np.ndarray  # (members,) of those, seen
     num_detected: np.ndarray  # (targets,) plain samples taken for each, rightly or not
-    control_hit_samples: int
-    control_alone: np.ndarray  # (controls,) of those, hits of this head and of no other held-out one
-    num_chains: int  # from each member
-    chains_reproduced: np.ndarray  # (members,)
-    chains_detected: np.ndarray  # (members,) of the reproduced
-    chains_control_hits: int  # chains that some held-out head and c_p take for their target
-    level: int
     evaluations: int
     executed: int
 
@@ -367,40 +383,27 @@ def audit_oracle(
       train: (n, h, w, c) float32 in model range, members first.
       targets: (k, h, w, c) float32 in model range, members first.
     """
-    level = engine.grid.level_at(settings.oracle_t)
-    work = concatenate_work(
-        [
-            make_work(NO_TARGET, engine.grid.num_levels, settings.oracle_samples),
-            make_work(np.arange(num_members), level, settings.oracle_chains),
-        ]
-    )
     nearest = jax.jit(nearest_image)
     images = jnp.asarray(train)
 
     def consume(block: Block, tally: dict[str, np.ndarray]) -> None:
         both = joint_scores(*block_scores(detect, block)) > threshold
         row = np.asarray(nearest(block.images, images))[block.rows]
-        plain, is_member = block.target == NO_TARGET, row < num_members
-        seen = both[np.arange(len(row)), np.where(is_member, row, 0)]
-        controls = both[:, num_members:]
-        for name, found in (("plain", plain & is_member), ("chains", ~plain & (row == block.target))):
-            np.add.at(tally[f"{name}_reproduced"], row[found], 1)
-            np.add.at(tally[f"{name}_detected"], row[found], seen[found])
-        tally["num_detected"] += both[plain].sum(axis=0)
-        tally["control_alone"] += _alone(controls[plain])
-        tally["control_hits"] += [int(controls[which].any(axis=1).sum()) for which in (plain, ~plain)]
+        found = row < num_members
+        np.add.at(tally["reproduced"], row[found], 1)
+        np.add.at(tally["detected"], row[found], both[found, row[found]])
+        tally["num_detected"] += both.sum(axis=0)
 
-    names = [f"{of}_{what}" for of in ("plain", "chains") for what in ("reproduced", "detected")]
-    tally = {name: np.zeros(num_members, np.int64) for name in names} | {
+    tally = {
+        "reproduced": np.zeros(num_members, np.int64),
+        "detected": np.zeros(num_members, np.int64),
         "num_detected": np.zeros(len(targets), np.int64),
-        "control_alone": np.zeros(len(targets) - num_members, np.int64),
-        "control_hits": np.zeros(2, np.int64),
     }
     state = run_saved(
         engine,
         images,
         targets,
-        work,
+        make_work(NO_TARGET, engine.grid.num_levels, settings.oracle_samples),
         key=key,
         tally=tally,
         consume=consume,
@@ -409,18 +412,4 @@ def audit_oracle(
         label="count (oracle)",
         counted=(threshold, num_members),
     )
-    return OracleResult(
-        settings.oracle_samples,
-        tally["plain_reproduced"],
-        tally["plain_detected"],
-        tally["num_detected"],
-        int(tally["control_hits"][0]),
-        tally["control_alone"],
-        settings.oracle_chains,
-        tally["chains_reproduced"],
-        tally["chains_detected"],
-        int(tally["control_hits"][1]),
-        level,
-        state.num_useful,
-        state.num_executed,
-    )
+    return OracleResult(settings.oracle_samples, **tally, evaluations=state.num_useful, executed=state.num_executed)

@@ -79,6 +79,8 @@ class RealErrors(NamedTuple):
     false_by_head: np.ndarray  # (heads,) plain images that each head and c_p take for a target
     false_images_at: np.ndarray  # (thresholds,) images that any of them does, by `classifiers.thresholds`
     missed_at: np.ndarray  # (thresholds,) draws of the targets under noise that both together miss
+    planted_found: np.ndarray  # (heads,) 1 where the target as planted is found
+    poor_found: np.ndarray  # (heads,) of `draws_per_target` poor copies of each target as planted, those found
 
 
 class Pictures(NamedTuple):
@@ -114,9 +116,11 @@ def measure_errors(
     detect: DetectFn,
     images: np.ndarray,
     targets: np.ndarray,
+    planted: np.ndarray,
     *,
     key: Key,
     radius: int,
+    min_contrast: float = 0.0,
     marks: bool,
     settings: ClassifierSettings,
     draws_per_target: int = 32,
@@ -127,8 +131,10 @@ def measure_errors(
       images: (n, h, w, c) uint8, seen by no training, none of them a target.
       targets: (k, h, w, c) uint8, in the order of the heads. With a radius their clean originals: each draw is stamped
         at a fresh place, as all images are whose identity is asked for.
+      planted: (k, h, w, c) uint8, the targets as planted.
       key: of discs, tones, blur, noise and masks.
       radius: of the discs; 0: nothing is stamped.
+      min_contrast: of the fresh discs, in model range, as that of the targets' own.
       marks: whether the detector looks for the mark.
       settings: tones, blur, noise, masks and thresholds.
       draws_per_target: positives of each target and condition.
@@ -144,6 +150,14 @@ def measure_errors(
     def look(x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         return check_scores(*detect_all(detect, x, np.arange(len(x))), images=len(x), targets=heads)
 
+    poor = functools.partial(reproduce_poorly, max_tone=settings.max_tone, max_blur=settings.max_blur)
+    (key, key_copies), whole = jax.random.split(key), to_model(planted)
+    copies = jit_once(jax.vmap(poor))(
+        jax.random.split(key_copies, len(head)), jnp.asarray(np.repeat(whole, draws, axis=0))
+    )
+    for name, shown, of in (("planted", jnp.asarray(whole), np.arange(heads)), ("poor", copies, head)):
+        found = joint_scores(*look(shown))[np.arange(len(of)), of] > threshold
+        at[f"{name}_found"] = np.bincount(of, found, minlength=heads).astype(int)
     for i, (condition, change) in enumerate(conditions(settings, radius).items()):
 
         @jit_once
@@ -151,7 +165,7 @@ def measure_errors(
             def each(function: Callable[[Key, Image], Image], place: int, batch: jax.Array) -> jax.Array:
                 return jax.vmap(function)(jax.random.split(jax.random.fold_in(key, place), len(batch)), batch)
 
-            stamp = functools.partial(stamp_randomly, radius=radius)
+            stamp = functools.partial(stamp_randomly, radius=radius, min_contrast=min_contrast)
             others_, own_ = (each(stamp, 0, others), each(stamp, 1, own)) if radius else (others, own)
             return each(change, 2, others_), each(change, 3, own_), each(change, 4, others)  # noqa: B023
 

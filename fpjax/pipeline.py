@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from . import audit, classifier, nearest, report
+from . import audit, classifier, nearest, report, verdict
 from .artifacts import (
     MetricsLog,
     lock,
@@ -43,10 +43,10 @@ from .benchmark import num_bound_chains, num_densities, show_benchmark
 from .bound import bound, chain_ends, top_levels
 from .chains import evaluations_per_step
 from .checks import RequestError, StageError, check, one_of, refuse
-from .classifier import Detectors
 from .compilation import jit_once, use_compilation_cache
 from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .count import audit_oracle, count, count_work
+from .data.plant import describe_membership
 from .diffusers import read_params
 from .errors import describe_errors, measure_errors
 from .fingerprint import to_bytes, to_model
@@ -126,11 +126,11 @@ def _score(run: Run) -> None:
     )
 
 
-def _reuse_classifiers(run: Run) -> dict[str, Any]:
+def _reuse_classifiers(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Takes another run's classifiers into the run's own checkpoints: later stages need its directory no more."""
     states = {name: run.restore_classifier(name, of=run.other) for name in run.other.classifier_names}
     check(
-        tree_digest([state.best_variables for state in states.values()]) == run.reused["weights_sha256"],  # pyright: ignore[reportOptionalSubscript]
+        tree_digest([state.averaged for state in states.values()]) == run.reused["weights_sha256"],  # pyright: ignore[reportOptionalSubscript]
         "classifiers.path",
         got="other weights than the ones that its stage ended with",
         expected="those named in its classifiers.json",
@@ -138,15 +138,18 @@ def _reuse_classifiers(run: Run) -> dict[str, Any]:
     )
     for name in run.classifier_names:
         with contextlib.closing(run.checkpoints(name)) as checkpoints:
-            checkpoints.save(int(states[name].epoch), states[name])
-    return {name: states[name] for name in run.classifier_names}
+            checkpoints.save(int(states[name].step), states[name])
+    theirs = run.other.result("classifiers")
+    content = {name: theirs[name] for name in ("attempts", "epochs", "calibration", "gate", "unseen", "dropped")}
+    return {name: states[name].averaged for name in run.classifier_names}, content | {"reused": run.reused}
 
 
-def _train_classifiers(run: Run) -> tuple[Detectors, dict[str, np.ndarray]]:
-    """Trains them; with some of the images that they are trained on, as bytes (paper, Fig. 7)."""
-    config, planted = run.config, run.planted
-    radius = planted.record[0].radius
-    train = run.detector_data(np.concatenate([planted.train[config.data.num_members :], planted.reserve]))
+def _train_classifiers(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
+    """Trains them until the gate opens; with some of the images that they are trained on, as bytes (paper, Fig. 7)."""
+    config, candidates = run.config, run.candidates
+    radius = candidates.record[0].radius
+    key_train, key_examples = (jax.random.fold_in(run.key("classifiers"), i) for i in (0, 1))
+    train = run.detector_data(candidates.rest)
     with contextlib.ExitStack() as stack:
         checkpoints = {
             name: stack.enter_context(contextlib.closing(run.checkpoints(name))) for name in run.classifier_names
@@ -154,16 +157,31 @@ def _train_classifiers(run: Run) -> tuple[Detectors, dict[str, np.ndarray]]:
         detectors = classifier.train_detectors(
             run.classifier_models,
             train,
-            run.detector_data(planted.val),
+            run.detector_data(candidates.val),
             config.classifiers,
             augmix_settings=config.augmix,
-            key=run.key("classifiers"),
+            key=key_train,
             radius=radius,
+            min_contrast=config.data.min_contrast / 128,
             checkpoints=checkpoints,
             log=run.log,
+            spares=config.data.num_spares,
         )
-    tasks = classifier.make_tasks(config.classifiers, config.augmix, num_targets=len(planted.targets), radius=radius)
-    keys, examples = jax.random.split(jax.random.fold_in(run.key("classifiers"), 98), NUM_GRID), {}
+    dropped = np.flatnonzero(~detectors.seen & config.classifiers.gate)
+    if len(dropped) > config.data.num_spares:
+        raise StageError(
+            f"classifiers: {len(dropped)} of {len(detectors.seen)} targets are not seen by the detectors, and "
+            f"data.num_spares = {config.data.num_spares} may be dropped; raise classifiers.epochs, resnet.width or "
+            "data.min_contrast in another --workdir, or plant fewer targets"
+        )
+    tasks = classifier.make_tasks(
+        config.classifiers,
+        config.augmix,
+        num_targets=len(detectors.seen),
+        radius=radius,
+        min_contrast=config.data.min_contrast / 128,
+    )
+    keys, examples = jax.random.split(key_examples, NUM_GRID), {}
     for name, task in zip(classifier.NAMES, tasks, strict=True):
         if name in checkpoints:
             # As many positives as negatives, whatever their share in training.
@@ -171,34 +189,43 @@ def _train_classifiers(run: Run) -> tuple[Detectors, dict[str, np.ndarray]]:
             draw = jax.vmap(functools.partial(view, rate=0.5), in_axes=(0, None))
             images, labels = (np.asarray(part) for part in jit_once(draw)(keys, jax.tree.map(jnp.asarray, train)))
             examples |= {f"{name}_examples": to_bytes(images), f"{name}_labels": labels.any(axis=1)}
-    return detectors, examples
+    content = {
+        "attempts": detectors.attempts,
+        "epochs": detectors.epochs,
+        "calibration": detectors.calibration._asdict(),
+        "gate": {name: sight._asdict() for name, sight in detectors.sights.items()},
+        "unseen": int((~detectors.seen).sum()) - len(dropped),
+        "dropped": dropped,
+    }
+    if len(dropped):
+        print(f"classifiers: {len(dropped)} targets that they do not see are replaced by spares", file=sys.stderr)
+    return detectors.variables, content, examples
 
 
 def _classifiers(run: Run) -> None:
-    """Trains the detectors, or takes another run's, or needs none; and measures what they err."""
-    config, planted, examples = run.config, run.planted, {}
-    content: dict[str, Any] = {}
+    """Trains the detectors, or takes another run's, or needs none; draws membership; measures what they err."""
+    config, examples = run.config, {}
+    content: dict[str, Any] = {"dropped": []}
     if run.classifier_names:
         if run.reused:
-            states = _reuse_classifiers(run)
-            found = [states[name].best_variables if name in states else None for name in classifier.NAMES]
-            content = {"epochs": [int(state.epoch) for state in states.values()], "reused": run.reused}
+            variables, content = _reuse_classifiers(run)
         else:
-            trained, examples = _train_classifiers(run)
-            found = [trained.fingerprint, trained.identity]
-            content = {"epochs": list(trained.epochs)}
-        content["weights_sha256"] = tree_digest([part for part in found if part is not None])
-        detector = classifier.make_classifier_detector(run.classifier_models, *found)
+            variables, content, examples = _train_classifiers(run)
+        content["weights_sha256"] = tree_digest(list(variables.values()))
+        planted = run.planted_without([int(row) for row in content["dropped"]])
+        detector = run.make_detector(variables, content["calibration"], planted.rows)
     else:
-        detector = run.detector
+        planted, detector = run.planted_without(()), run.detector
     # Distances know the target as it was planted, classifiers wherever its disc lies.
     stamped = bool(run.classifier_names)
     errors, pictures = measure_errors(
         detector.detect,
         run.held_out,
         planted.originals if stamped else planted.targets,
-        key=jax.random.fold_in(run.key("classifiers"), 99),
+        planted.targets,
+        key=jax.random.fold_in(run.key("classifiers"), 2),
         radius=planted.record[0].radius if stamped else 0,
+        min_contrast=config.data.min_contrast / 128,
         marks=detector.marks,
         settings=config.classifiers,
     )
@@ -208,6 +235,7 @@ def _classifiers(run: Run) -> None:
         "classifiers",
         content
         | {
+            "membership": describe_membership(planted) | {"canaries": config.data.canaries},
             "detector": described,
             "threshold": config.classifiers.threshold,
             "thresholds": config.classifiers.thresholds,
@@ -222,15 +250,15 @@ def _chain_log(run: Run) -> MetricsLog | None:
 
 
 def _count(run: Run) -> None:
-    config, key = run.config, run.key("count")
+    config, planted, key = run.config, run.planted, run.key("count")
     common: dict[str, Any] = {
-        "num_members": config.data.num_members,
+        "num_members": planted.num_members,
         "threshold": config.classifiers.threshold,
         "log": _chain_log(run),
     }
     oracle = audit_oracle(
         run.oracle_engine,
-        to_model(run.planted.train),
+        to_model(planted.train),
         run.targets,
         run.detector.detect,
         config.count,
@@ -244,6 +272,8 @@ def _count(run: Run) -> None:
         run.targets,
         run.detector.detect,
         config.count,
+        num_searched=run.num_searched,
+        decided=functools.partial(verdict.count_decided, planted.num_members, config.count, config.audit),
         thresholds=config.classifiers.thresholds,
         key=key,
         path=run.partial("count"),
@@ -270,7 +300,7 @@ def _count(run: Run) -> None:
         "count",
         content
         | {
-            "num_controls": config.data.num_controls,
+            "planned_looks": config.count.ends,
             "oracle": oracle._asdict(),
             "hits": [
                 {"target": t, "mse": s, "mae": a}
@@ -289,7 +319,8 @@ def _search(run: Run) -> None:
         run.targets,
         run.detector.detect,
         config.search,
-        num_members=config.data.num_members,
+        num_members=run.planted.num_members,
+        num_searched=run.num_searched,
         threshold=config.classifiers.threshold,
         thresholds=config.classifiers.thresholds,
         key=run.key("search"),
@@ -301,8 +332,8 @@ def _search(run: Run) -> None:
     content = result._asdict()
     shown = {name: content.pop(name) for name in result._fields if name.startswith("shown_")}
     write_arrays(run.workdir / "samples" / "search.npz", **shown)
-    members, everything = config.data.num_members, dataclasses.replace(config.search, strategy="exhaustive")
-    most = search_work(everything, run.grid, len(run.targets), members).num_steps
+    members, everything = run.planted.num_members, dataclasses.replace(config.search, strategy="exhaustive")
+    most = search_work(everything, run.grid, run.num_searched, members).num_steps
     run.finish(
         "search",
         {
@@ -316,7 +347,7 @@ def _search(run: Run) -> None:
 
 def _study_groups(run: Run) -> dict[str, np.ndarray]:
     """Images of the likelihood study by group, bytes; those up to the neighbours are followed over snapshots."""
-    planted, settings, members = run.planted, run.config.likelihood, run.config.data.num_members
+    planted, settings, members = run.planted, run.config.likelihood, run.planted.num_members
     others = planted.train[members:]
     # Of every member's nearest, each once.
     near = [nearest.nearest_rows(others, target, settings.num_neighbours) for target in planted.targets[:members]]
@@ -325,7 +356,7 @@ def _study_groups(run: Run) -> dict[str, np.ndarray]:
     return {
         "member": planted.targets[:members],
         **({"clean original": planted.originals[:members]} if run.config.data.stamp else {}),
-        "held-out target": planted.targets[members:],
+        "held-out target": planted.targets[members : run.num_searched],
         "nearest neighbour": others[near],
         "training": others[far],
         "held-out": planted.test[: settings.num_held_out],
@@ -496,8 +527,8 @@ def _report(run: Run) -> None:
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "data": _data,
-    "score": _score,
     "classifiers": _classifiers,
+    "score": _score,
     "count": _count,
     "search": _search,
     "likelihood": _likelihood,
@@ -585,18 +616,20 @@ def _show_plan(run: Run, stages: list[str]) -> None:
     x, t = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     lowered = jax.jit(lambda p, x, t: run.model.apply({"params": p}, x, t)).lower(shapes, x, t)
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
-    members, targets = config.data.num_members, len(planted.targets)
+    members, searched = planted.num_members, run.num_searched
     evaluations = evaluations_per_step(run.engine, shapes)
+    most_epochs = config.classifiers.epochs * config.classifiers.max_rounds * (1 + config.classifiers.max_restarts)
     work = {
         "data": f"{len(planted.train)} training images of {'x'.join(map(str, run.image_shape))}, {members} member and "
-        f"{config.data.num_controls} held-out targets",
+        f"{planted.num_controls} held-out targets, {len(planted.targets) - searched} more that are counted alone",
         "score": "imported" if run.imported else f"{config.score.num_steps:,} steps x {config.score.batch_size} images",
         "classifiers": "none are trained"
         if not run.classifier_names or run.reused
         else f"at most {len(run.classifier_names)} x "
-        f"{config.classifiers.max_epochs * config.classifiers.steps_per_epoch:,} steps",
-        "count": f"{evaluations * count_work(config.count, run.grid, targets).num_steps:,} evaluations",
-        "search": f"{evaluations * search_work(config.search, run.grid, targets, members).num_steps:,} evaluations",
+        f"{most_epochs * config.classifiers.steps_per_epoch:,} steps, "
+        f"{config.classifiers.epochs * config.classifiers.steps_per_epoch:,} where the gate opens at once",
+        "count": f"{evaluations * count_work(config.count, run.grid, searched).num_steps:,} evaluations",
+        "search": f"{evaluations * search_work(config.search, run.grid, searched, members).num_steps:,} evaluations",
         "likelihood": f"{num_densities(run)} densities, adaptive",
         "bound": f"{num_bound_chains(run)} chains and their densities, if members return from every level",
         "report": "",
@@ -610,7 +643,7 @@ def _show_plan(run: Run, stages: list[str]) -> None:
 
 SHARED = ("count", "search", "bound")  # what several processes do together; the first does the rest
 ALONE = ("check", "benchmark")
-FAIL_ON = {"": (), "leak": (audit.LEAK,), "inconclusive": (audit.LEAK, audit.INCONCLUSIVE)}
+FAIL_ON = {"": (), "leak": (verdict.LEAK,), "inconclusive": (verdict.LEAK, verdict.INCONCLUSIVE)}
 
 
 def run(
@@ -665,7 +698,7 @@ def run(
     )
     wanted = [stage for stage in STAGES if not stages or stage in stages]
     this = Run(settings, Path(workdir or Path("runs") / settings.name))
-    members = settings.data.num_members
+    members = max(settings.data.num_members, 1)
     search_work(settings.search, this.grid, members + settings.data.num_controls, members)
     count_work(settings.count, this.grid, members + settings.data.num_controls)
     if ("score" in wanted and this.state("score") != "done") or set(stages or []) & set(ALONE):

@@ -1,5 +1,6 @@
 """What a run would be able to say, and how long it would take, before it is begun."""
 
+import math
 import os
 from typing import Any, Literal, NamedTuple
 
@@ -9,18 +10,18 @@ import numpy as np
 from . import stats
 from .benchmark import duration, measure, predict
 from .config import Config
-from .count import sensitivity_level
-from .data.plant import Planted
-from .fingerprint import FINGERPRINT_BYTE, disc_mask
+from .data.plant import Candidates, Planted
+from .fingerprint import disc_mask
 from .run import Run
 from .sde import TimeGrid
 from .strategies import spaced_levels
+from .verdict import PERMUTATION_SEED, smallest_p
 
 Grade = Literal["ok", "note", "weak"]
 
 
 class Finding(NamedTuple):
-    """One line of the check; `weak` findings keep the verdict from "none found", or a test from rejecting."""
+    """One line of the check; `weak` findings keep the verdict from "below tolerance", or a test from rejecting."""
 
     grade: Grade
     what: str
@@ -33,7 +34,7 @@ def _training(config: Config, planted: Planted) -> str:
     return f"{steps:,} steps x {batch} images, {steps * batch / count:,.0f} passes over N = {count:,}"
 
 
-def _data_findings(config: Config, planted: Planted, identity: dict[str, Any]) -> list[Finding]:
+def _data_findings(config: Config, candidates: Candidates, planted: Planted, identity: dict[str, Any]) -> list[Finding]:
     """Where the images come from, and what the discs do to them."""
     sizes, copies, shared = identity["num_images"], identity["surplus_copies"], identity["shared_images"]
     height, width = planted.train.shape[1:3]
@@ -52,15 +53,9 @@ def _data_findings(config: Config, planted: Planted, identity: dict[str, Any]) -
             else _training(config, planted)
         )
         return [source, Finding("ok", "training", what)]
-    target = planted.record[0]
-    masks = np.stack([disc_mask((height, width), (t.row, t.col), t.radius) for t in planted.record])
-    contrast = np.asarray(
-        [
-            np.mean(np.abs(image[mask].astype(float) - FINGERPRINT_BYTE))
-            for image, mask in zip(planted.originals, masks.astype(bool), strict=True)
-        ]
-    )
-    share = float(masks[0].mean())
+    target, contrast = candidates.record[0], [target.contrast for target in candidates.record]
+    side = height, width
+    share = float(np.mean(disc_mask(side, (target.row, target.col), target.radius)))
     return [
         source,
         Finding(
@@ -69,74 +64,58 @@ def _data_findings(config: Config, planted: Planted, identity: dict[str, Any]) -
             f"radius {target.radius} pixels, {100 * share:.1f} % of the image",
         ),
         Finding(
-            "ok" if contrast.min() >= 8 else "note",
+            "ok" if not candidates.passed_over else "note",
             "contrast",
             f"the disc differs from what it covers by {np.median(contrast):.0f} grey levels on average over "
-            f"{len(contrast)} targets, at least {contrast.min():.0f}"
-            + ("" if contrast.min() >= 8 else "; it is hard to see on some, another data.seed draws other places"),
+            f"{len(contrast)} targets, at least {min(contrast)}; data.min_contrast = {config.data.min_contrast}, "
+            f"{candidates.passed_over} images without such a place were passed over",
         ),
         Finding("ok", "training", _training(config, planted)),
     ]
 
 
-def _rank_finding(config: Config) -> Finding:
-    """Whether the rank test can reject at all."""
-    controls, members, level = config.data.num_controls, config.data.num_members, config.audit.rank_level
-    smallest = 1 / (controls + 1)
-    needed = int(np.ceil(members / level)) - 1
-    can = smallest <= level / members
+def _p_finding(what: str, members: int, controls: int, level: float, field: str) -> Finding:
+    """Whether a test of so many members among so many held-out targets can reject at all."""
+    smallest, needed = smallest_p(members, controls), controls
+    while smallest_p(members, needed) > level and needed < 10**4:
+        needed += 1
+    can = smallest <= level
     return Finding(
         "ok" if can else "weak",
-        "rank test",
-        f"H = {controls} held-out targets give p >= {smallest:.3g}; level {level / members:g}"
-        + ("" if can else f": it cannot reject; set data.num_controls to {needed} or more"),
+        what,
+        f"K = {members} members among {controls} held-out targets give p >= {smallest:.3g}; level {level:g}"
+        + ("" if can else f": it cannot reject; set {field} to {needed} or more"),
     )
 
 
-def _sensitivity_limit(config: Config) -> float:
-    """The sensitivity that detectors without error would show, by as many chains as are run."""
-    chains = min(config.count.sensitivity_chains, config.count.oracle_chains)
-    confidence = 1 - (1 - config.audit.confidence) / config.data.num_members
-    return float(stats.clopper_pearson(chains, chains, confidence=confidence, side="lower").lower)
+def _power_finding(config: Config, planted: Planted) -> Finding:
+    """Which rate n samples would show, and whether they could exclude the tolerance, if the detectors make no error."""
+    n, members, settings = config.count.num_samples, planted.num_members, config.audit
+    targets = len(planted.targets)
+    tolerance = settings.tolerance or 1 / len(planted.train)
+    sensitivity = stats.mean_lower_limit(np.ones(targets), confidence=(1 + settings.confidence) / 2)
+    controls = np.zeros(targets - members, int)
+    share = settings.count_level / len(config.count.ends)
+    critical = stats.critical_count(controls, num_members=members, level=share, seed=PERMUTATION_SEED)
+    rate = math.inf
+    if critical is not None:
+        rate = stats.detectable_rate(n, critical, power=0.8 ** (1 / members), sensitivity=sensitivity)
 
+    def bound(samples: int) -> float:
+        return stats.reproduction_interval(
+            0, samples, sensitivity_lower=sensitivity, confidence=settings.confidence
+        ).upper
 
-def _power_finding(config: Config, num_train: int, num_test: int) -> Finding:
-    """Whether n samples would show a memoriser's rate, if the detectors make no error at all."""
-    n, members = config.count.num_samples, config.data.num_members
-    level = config.audit.leak_level / members
-
-    def detectable(samples: int) -> float:
-        # Without held-out targets only real images show how often the detectors err.
-        trials = samples if config.data.num_controls else num_test
-        sensitivity = max(_sensitivity_limit(config), 1e-6)
-        return stats.detectable_rate(samples, 0, trials, alpha=level, beta=level / 10, sensitivity=sensitivity)
-
-    rate, enough = detectable(n), n
-    while detectable(enough) > 1 / num_train and enough < 10**8:
+    enough = n
+    while bound(enough) >= tolerance and enough < 10**8:
         enough *= 2
-    can, reached = rate <= 1 / num_train, detectable(enough) <= 1 / num_train
+    can = bound(n) < tolerance
     return Finding(
         "ok" if can else "weak",
-        "leak test",
-        f"n = {n:,} samples see a reproduction rate of {rate:.2g} or more (power 80 %, detectors without error, "
-        f"K = {members}); a memoriser's is 1/N = {1 / num_train:.2g}"
-        + ("" if can else f": raise count.num_samples to {enough:,}" if reached else ": plant held-out targets too"),
-    )
-
-
-def _sensitivity_finding(config: Config, grid: TimeGrid) -> Finding:
-    """Whether perfect detectors could show the sensitivity that "none found" needs."""
-    chains = min(config.count.sensitivity_chains, config.count.oracle_chains)
-    confidence = 1 - (1 - config.audit.confidence) / config.data.num_members
-    lower = _sensitivity_limit(config)
-    can = lower >= config.audit.min_sensitivity
-    needed = int(np.ceil(np.log(1 - confidence) / np.log(config.audit.min_sensitivity)))
-    return Finding(
-        "ok" if can else "weak",
-        "sensitivity",
-        f"{chains} of {chains} detected would show {lower:.3f} (chains from level {sensitivity_level(grid)}); "
-        f"{config.audit.min_sensitivity:g} is needed"
-        + ("" if can else f": raise count.sensitivity_chains and count.oracle_chains to {needed}"),
+        "counts",
+        f"n = {n:,} samples without a hit leave a rate of {bound(n):.2g}, with {targets} targets whose copies are all "
+        f"seen; the tolerance is {tolerance:.2g}; members' rates of {rate:.2g} or more are seen with a power of 80 %"
+        + ("" if can else f": raise count.num_samples to {enough:,}"),
     )
 
 
@@ -158,15 +137,18 @@ def _search_finding(config: Config, grid: TimeGrid, num_train: int) -> Finding:
     )
 
 
-def examine(config: Config, planted: Planted, identity: dict[str, Any], grid: TimeGrid) -> list[Finding]:
+def examine(
+    config: Config, candidates: Candidates, planted: Planted, identity: dict[str, Any], grid: TimeGrid
+) -> list[Finding]:
     """What the data, the disc, and the numbers of samples, chains and controls allow the audit to find."""
-    num_train = len(planted.train)
+    members, level = planted.num_members, config.audit.count_level / len(config.count.ends)
+    counted, searched = len(planted.targets) - members, planted.num_controls
     return [
-        *_data_findings(config, planted, identity),
-        _rank_finding(config),
-        _power_finding(config, num_train, len(planted.test)),
-        _sensitivity_finding(config, grid),
-        _search_finding(config, grid, num_train),
+        *_data_findings(config, candidates, planted, identity),
+        _p_finding("count test", members, counted, level, "data.num_count_controls"),
+        _p_finding("t50 test", members, searched, config.audit.t50_level, "data.num_controls"),
+        _power_finding(config, planted),
+        _search_finding(config, grid, len(planted.train)),
     ]
 
 
@@ -174,8 +156,8 @@ def show_check(run: Run) -> bool:
     """Prints devices, memory, data, what the audit could find, and predicted times; whether a finding is weak."""
     config = run.config
     devices = jax.local_devices()
-    planted, content = run.data
-    findings = examine(config, planted, content["identity"], run.grid)
+    candidates, content = run.data
+    findings = examine(config, candidates, run.planted, content["identity"], run.grid)
     for finding in findings:
         print(f"{finding.grade:5} {finding.what:12} {finding.text}")
     timings = measure(run)

@@ -21,29 +21,27 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from .audit import (
-    INCONCLUSIVE,
-    LEAK,
-    MEMORISED,
-    NONE_FOUND,
-    REPRODUCED,
     AtThreshold,
     AuditResult,
     Bound,
     Curve,
     Heads,
-    MemberTests,
     NllDiagnostics,
     NllGroup,
     NllSnapshot,
-    Rate,
     RocCurve,
+    Sensitivity,
     TargetResult,
 )
+from .canaries import CanaryResult
+from .verdict import BELOW, INCONCLUSIVE, LEAK, MEMORISED, REPRODUCED, MemberTests, Rate, SelfTest
 
 MISSING = "n/a"
 WIDTH = 100  # Columns of the terminal's text.
+MOST_SHOWN = 6  # Members that are named side by side; canaries can be hundreds.
 
 # Colours of Okabe & Ito (2008), which colour-blind readers can tell apart; controls are grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -107,7 +105,12 @@ class Training(NamedTuple):
     classifiers: dict[str, tuple[Sequence[int], Sequence[float], Sequence[float]]] = {}  # noqa: RUF012
 
 
-Rows = list[tuple[str, ...]]  # a label, then one cell a member or one for all
+class Row(NamedTuple):
+    """A line of a table, chosen by its id; the label is for people and may be reworded freely."""
+
+    id: str
+    label: str
+    cells: tuple[str, ...]  # one a member, or one for all, or one a column
 
 
 def to_json(result: AuditResult) -> dict[str, Any]:
@@ -196,12 +199,15 @@ def _p(value: float | None, level: float) -> str:
 
 
 def _counts(numbers: Iterable[int]) -> str:
-    """Counts as a list in words.
+    """Counts as a list in words, or their range where they are many.
 
-    >>> _counts([9]), _counts([1, 0, 2])
-    ('9', '1, 0 and 2')
+    >>> _counts([9]), _counts([1, 0, 2]), _counts(range(7))
+    ('9', '1, 0 and 2', '0 to 6')
     """
-    *most, last = [f"{number:,}" for number in numbers]
+    values = list(numbers)
+    if len(values) > MOST_SHOWN:
+        return f"{min(values):,} to {max(values):,}"
+    *most, last = [f"{number:,}" for number in values]
     return f"{', '.join(most)} and {last}" if most else last
 
 
@@ -212,6 +218,34 @@ def _plural(count: int, one: str, many: str = "") -> str:
 # Rows that text and HTML share
 
 
+def _row(id: str, label: str, *cells: str) -> Row:
+    return Row(id, label, cells)
+
+
+def _pick(rows: Iterable[Row], *ids: str) -> list[Row]:
+    """The rows of these ids, in their own order."""
+    return [row for row in rows if row.id in ids]
+
+
+def _side_by_side(columns: Sequence[Sequence[Row]]) -> list[Row]:
+    """Tables of the same rows as one, with a cell of each."""
+    return [
+        _row(same[0].id, same[0].label, *(cell for row in same for cell in row.cells))
+        for same in zip(*columns, strict=True)
+    ]
+
+
+def _joined(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one cell: what differs between members in their order, what does not once."""
+
+    def join(cells: tuple[str, ...]) -> str:
+        if len(set(cells)) == 1:
+            return cells[0]
+        return " | ".join(cells[:MOST_SHOWN]) + " | ..." * (len(cells) > MOST_SHOWN)
+
+    return [_row(row.id, row.label, join(row.cells)) for row in rows]
+
+
 def _members(result: AuditResult) -> list[tuple[TargetResult, MemberTests]]:
     """Each member's search with its tests."""
     by_row = {target.row: target for target in result.targets}
@@ -219,6 +253,7 @@ def _members(result: AuditResult) -> list[tuple[TargetResult, MemberTests]]:
 
 
 def _controls(result: AuditResult) -> list[TargetResult]:
+    """Held-out targets with chains; more of them may have been counted."""
     return [target for target in result.targets if not target.member]
 
 
@@ -227,98 +262,273 @@ def _rank_last(result: AuditResult, member: TargetResult) -> float:
     return min(target.curve.t[-1] for target in [member, *_controls(result)])
 
 
-def _levels(result: AuditResult) -> tuple[float, float]:
-    """Levels of the leak and the rank test for each of the members, together those of the settings."""
-    return result.settings.leak_level / len(result.tests), result.settings.rank_level / len(result.tests)
+def _one_in(rate: float) -> str:
+    """A rate in words.
+
+    >>> _one_in(0.00919), _one_in(0.31), _one_in(0.00046), _one_in(1.0)
+    ('about one sample in 110', 'about one sample in 3', 'about one sample in 2,200', 'about every sample')
+    """
+    if rate > 2 / 3:
+        return "about every sample"
+    return f"about one sample in {float(f'{1 / rate:.2g}'):,.0f}" if rate > 0 else "no sample"
+
+
+def _impossible(result: AuditResult, smallest: float, level: float, num_controls: int) -> str:
+    """Says so where so few targets could not have rejected."""
+    if smallest <= level:
+        return ""
+    return f"; with K = {len(result.tests)} and H = {num_controls} no p at or below the level is possible"
+
+
+def _looks(result: AuditResult) -> list[Row]:
+    """The counts of each declared look with their test."""
+    model, rows = result.model, []
+    for i, planned in enumerate(model.planned_looks):
+        label = "counts" if len(model.planned_looks) == 1 else f"counts, look {i + 1} of {len(model.planned_looks)}"
+        if i >= len(model.looks):
+            rows.append(_row(f"look_{i}", label, f"n = {planned:,}: not needed, an earlier look rejects"))
+            continue
+        look = model.looks[i]
+        who = "the member" if len(look.members) == 1 else "the members"
+        test = _p(look.p, look.level) if look.controls else f"{MISSING} (no held-out targets)"
+        note = _impossible(result, model.smallest_count_p, look.level, len(look.controls)) if look.controls else ""
+        found = f"n = {look.num_samples:,}: {who} {_counts(look.members)}, {_held_out(look.controls)}"
+        rows.append(_row(f"look_{i}", label, f"{found}; {test}{note}"))
+    return rows
+
+
+def _held_out(controls: Sequence[int]) -> str:
+    """Counts of held-out targets, as their range.
+
+    >>> _held_out([0, 0, 3]), _held_out([0, 0]), _held_out([])
+    ('3 held-out targets 0 to 3', '2 held-out targets 0', 'no held-out target')
+    """
+    if not controls:
+        return "no held-out target"
+    low, high = min(controls), max(controls)
+    return f"{_plural(len(controls), 'held-out target')} {low:,}{f' to {high:,}' if high > low else ''}"
+
+
+def _prevalence(result: AuditResult) -> str:
+    rate = result.model.prevalence
+    if not result.model.num_count_controls:
+        return f"{MISSING} (no held-out targets)"
+    if rate.trials < 2:
+        return f"{rate.hits} of {rate.trials}"
+    decimals = _decimals(rate.upper - rate.lower)
+    ends = f"{_fixed(rate.lower, decimals)} to {_fixed(rate.upper, decimals)}"
+    return f"{rate.hits} of {rate.trials} ({_percent(result.settings.confidence)} interval of the share {ends})"
+
+
+def _tolerance(result: AuditResult) -> str:
+    stated = "stated" if result.settings.tolerance else "1/N, as often as a perfect memoriser"
+    return f"{_small(result.model.tolerance)} ({stated})"
+
+
+def _model_rows(result: AuditResult) -> list[Row]:
+    """Tests of the model as a whole: one family, one level."""
+    model, settings, k = result.model, result.settings, len(result.tests)
+    t50 = f"{MISSING} (no held-out targets with chains)"
+    if model.num_controls:
+        note = _impossible(result, model.smallest_t50_p, model.t50_level, model.num_controls)
+        t50 = f"{_p(model.t50_p, model.t50_level)}{note}"
+    limit = f"upper end of the {_percent(settings.confidence)} interval, misses of the detectors allowed for"
+    side = "below" if model.bound < model.tolerance else "not below"
+    return [
+        _row(
+            "level",
+            "level of the tests",
+            f"{settings.level:g} in all: counts {settings.count_level:g}, t50 {settings.t50_level:g}",
+        ),
+        *_looks(result),
+        _row("t50_test", "t50", t50),
+        _row("prevalence", "members above every held-out target", _prevalence(result)),
+        _row(
+            "bound",
+            "bound of the rate of reproduction",
+            f"at most {_small(model.bound)}, {_one_in(model.bound)} ({limit}{'' if k == 1 else '; largest of any member'})",
+        ),
+        _row("tolerance", "tolerance", f"{_tolerance(result)}; the bound is {side} it"),
+        _row("detectable", "rate seen with a power of 80 %", _detectable(model.detectable_rate)),
+    ]
 
 
 def _detectable(rate: float) -> str:
-    return f"{_small(rate)} or more" if math.isfinite(rate) else "none (too few samples or too poor detectors)"
+    return f"{_small(rate)} or more" if math.isfinite(rate) else "none (too few samples or targets)"
 
 
-def _rank(result: AuditResult, test: MemberTests) -> str:
-    """The rank test, saying so where no rank could have rejected."""
-    if test.num_controls == 0:
-        return f"{MISSING} (no held-out controls)"
-    level, smallest = _levels(result)[1], 1 / (test.num_controls + 1)
-    note = f"; with H = {test.num_controls} no p below {_small(smallest)} is possible" if smallest > level else ""
-    return _p(test.rank_p, level) + note
+def _rank(result: AuditResult, p: float, adjusted: float, num_controls: int) -> str:
+    """A member's own p-value, with Holm's where there are several members."""
+    if num_controls == 0:
+        return f"{MISSING} (no held-out targets)"
+    k = len(result.tests)
+    holm = f"; {_small(adjusted)} by Holm over {k} members" if k > 1 else ""
+    return f"p = {_small(p)}, rank among {_plural(num_controls, 'held-out target')}{holm}"
 
 
 def _control_t50(result: AuditResult, member: TargetResult) -> str:
-    """The controls' t50 beside the member's from the same chains."""
+    """The t50 of the held-out targets by the chains that all share."""
     controls = _controls(result)
     if not controls:
-        return f"{MISSING} (no held-out controls)"
+        return f"{MISSING} (no held-out targets)"
     values, last = [target.t50_rank for target in controls], _rank_last(result, member)
-    width = float(np.median([target.t50_upper - target.t50_lower for target in controls]))
-    summary = (float(np.median(values)), min(values), max(values), member.t50_rank)
-    middle, low, high, own = (_time(value, width, last=last) for value in summary)
-    return f"median {middle}, range {low} to {high} (H = {len(values)}); the member's by the same chains {own}"
+    middle, low, high = (_ranked(result, t, last) for t in (float(np.median(values)), min(values), max(values)))
+    return f"median {middle}, range {low} to {high} (H = {len(values)})"
 
 
-def _t_prime_alpha(result: AuditResult, member: TargetResult, grid: float, last: float) -> str:
-    width = max(member.t_prime_alpha_upper - member.t_prime_alpha_lower, grid)
+def _ranked(result: AuditResult, value: float, last: float) -> str:
+    """A t50 by the chains that members and held-out targets share."""
+    width = float(np.median([target.t50_upper - target.t50_lower for target in _controls(result)]))
+    return _time(value, width, last=last)
+
+
+def _t_prime(member: TargetResult, *values: float) -> list[str]:
+    """Values of t' with the digits that its range supports."""
+    width = max(member.t_prime_upper - member.t_prime_lower, _grid_width(member.curve))
+    return [_time(value, width, last=_last(member.curve)) for value in values]
+
+
+def _t_prime_alpha(member: TargetResult) -> list[str]:
+    """t'_alpha and the ends of its range."""
+    width = max(member.t_prime_alpha_upper - member.t_prime_alpha_lower, _grid_width(member.curve))
     times = (member.t_prime_alpha, member.t_prime_alpha_lower, member.t_prime_alpha_upper)
-    own, low, high = (_time(t, width, last=last) for t in times)
-    confidence = _percent(result.settings.confidence)
-    return f"{own} ({confidence} of repeats {low} to {high}; floor {_small(result.floor)})"
+    return [_time(value, width, last=_last(member.curve)) for value in times]
 
 
-def _search_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
-    curve, confidence = member.curve, result.settings.confidence
-    grid, last = _grid_width(curve), _last(curve)
-    width = max(member.t_prime_upper - member.t_prime_lower, grid)
-    low, high, t_prime = (
-        _time(t, width, last=last) for t in (member.t_prime_lower, member.t_prime_upper, member.t_prime)
-    )
-    return {
-        "t' (largest t with a return)": f"{t_prime} ({_percent(confidence)} of repeats {low} to {high})",
-        **(
-            {"t' by the identity classifier alone": _time(member.t_prime_identity, width, last=last)}
-            if result.detector.marks
-            else {}
+def _search_rows(result: AuditResult, member: TargetResult, test: MemberTests) -> list[Row]:
+    """One member's search."""
+    confidence = result.settings.confidence
+    repeats = f"{_percent(confidence)} of repeats"
+    t_prime, low, high = _t_prime(member, member.t_prime, member.t_prime_lower, member.t_prime_upper)
+    alpha, alpha_low, alpha_high = _t_prime_alpha(member)
+    controls = _control_t50(result, member)
+    if _controls(result):
+        own = _ranked(result, member.t50_rank, _rank_last(result, member))
+        controls += f"; the member's by the same chains {own}"
+    rows = [_row("t_prime", "t' (largest t with a return)", f"{t_prime} ({repeats} {low} to {high})")]
+    if result.detector.marks:
+        label = "t' by the identity classifier alone"
+        rows.append(_row("t_prime_identity", label, *_t_prime(member, member.t_prime_identity)))
+    return rows + [
+        _row(
+            "t_prime_alpha",
+            "t'_alpha (returns above the floor)",
+            f"{alpha} ({repeats} {alpha_low} to {alpha_high}; floor {_small(result.floor)})",
         ),
-        "t'_alpha (returns above the floor)": _t_prime_alpha(result, member, grid, last),
-        "t50 (half the chains return)": _t50(member.t50, member.t50_lower, member.t50_upper, curve.t[-1], confidence),
-        "log-SNR at t50; at t'": f"{_fixed(member.log_snr_t50, 1)}; {_fixed(member.log_snr_t_prime, 1)}",
-        "t50 of the held-out controls": _control_t50(result, member),
-        "rank test of t50": _rank(result, test),
-    }
+        _row(
+            "t50",
+            "t50 (half the chains return)",
+            _t50(member.t50, member.t50_lower, member.t50_upper, member.curve.t[-1], confidence),
+        ),
+        _row(
+            "log_snr",
+            "log-SNR at t50; at t'",
+            f"{_fixed(member.log_snr_t50, 1)}; {_fixed(member.log_snr_t_prime, 1)}",
+        ),
+        _row("t50_controls", "t50 of the held-out targets", controls),
+        _row("t50_rank", "rank of t50", _rank(result, test.t50_p, test.t50_holm, result.model.num_controls)),
+    ]
 
 
-def _count_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
-    n, confidence, rate = f"{result.num_samples:,}", _percent(result.settings.confidence), test.rate
-    expected = (
-        f"{test.expected:,.{1 if 1 <= test.expected < 100 else 0}f}" if test.expected >= 1 else _small(test.expected)
-    )
-    parts = {
-        "samples with a fingerprint, c_p+": f"{result.num_fingerprint:,} of {n}",
-        "samples with the identity, c_id+": f"{member.num_identity:,} of {n}",
-    }
-    return (parts if result.detector.marks else {}) | {
-        "samples detected as the target, |q|": f"{rate.hits:,} of {n}",
-        "rate of reproduction": f"{_small(rate.estimate)} ({confidence} interval {_small(rate.lower)} to {_small(rate.upper)})",
-        "expected of a memoriser, E|q| = n/N": f"{expected} (rate 1/N = {_small(1 / result.num_train)})",
-        "paper's test (H1: fewer than n/N)": f"p = {_small(test.fewer_p)}",
-        "leak test (H1: more than false hits)": _p(test.leak_p, _levels(result)[0]),
-        "rate seen with a power of 80 %": _detectable(test.detectable_rate),
-    }
+def _expected(result: AuditResult, test: MemberTests) -> str:
+    n = test.expected
+    number = f"{n:,.{1 if n < 100 else 0}f}" if n >= 1 else _small(n)
+    return f"{number} (rate 1/N = {_small(1 / result.num_train)})"
 
 
-def _likelihood_cells(result: AuditResult, member: TargetResult, test: MemberTests) -> dict[str, str]:
-    p = _small(test.nll_rank_p)
-    rank = p if p == MISSING else f"p = {p} (small: likelier than they are)"
-    return {"NLL of the member, bits/dim": _fixed(test.bits_per_dim, 2), "its rank among held-out targets": rank}
+def _count_rows(result: AuditResult, member: TargetResult, test: MemberTests) -> list[Row]:
+    """One member's counts."""
+    n, rate, controls = f"{result.num_samples:,}", test.rate, result.model.looks[-1].controls
+    interval = f"{_percent(result.settings.confidence)} interval {_small(rate.lower)} to {_small(rate.upper)}"
+    parts = [
+        _row("num_fingerprint", "samples with a fingerprint, c_p+", f"{result.num_fingerprint:,} of {n}"),
+        _row("num_identity", "samples with the identity, c_id+", f"{member.num_identity:,} of {n}"),
+    ]
+    return (parts if result.detector.marks else []) + [
+        _row("num_detected", "samples detected as the target, |q|", f"{rate.hits:,} of {n}"),
+        _row("rate", "rate of reproduction", f"{_small(rate.estimate)} ({interval})"),
+        _row("expected", "expected of a memoriser, E|q| = n/N", _expected(result, test)),
+        _row("count_controls", "counts of the held-out targets", _control_counts(controls)),
+        _row("count_rank", "rank of |q|", _rank(result, test.count_p, test.count_holm, len(controls))),
+    ]
 
 
-def _table_of(result: AuditResult, cells: Callable[[AuditResult, TargetResult, MemberTests], dict[str, str]]) -> Rows:
+def _control_counts(controls: Sequence[int]) -> str:
+    if not controls:
+        return f"{MISSING} (no held-out targets)"
+    middle = float(np.median(controls))
+    return f"median {middle:,g}, range {min(controls):,} to {max(controls):,} (H = {len(controls)})"
+
+
+def _model_based_rows(result: AuditResult, member: TargetResult, test: MemberTests) -> list[Row]:
+    """P-values that rest on more than exchangeability; s is the detectors' sensitivity."""
+    del result, member
+    return [
+        _row("fewer", "paper's test (H1: fewer than s n/N)", f"p = {_small(test.fewer_p)}"),
+        _row("leak", "leak test (H1: above any false hits)", f"p = {_small(test.leak_p)}"),
+        _row("gamma_poisson", "gamma-Poisson (H1: above held-out)", f"p = {_small(test.gamma_poisson_p)}"),
+    ]
+
+
+MODEL_BASED = "Model-based, decides nothing"
+
+
+def _table_of(result: AuditResult, rows: Callable[[AuditResult, TargetResult, MemberTests], list[Row]]) -> list[Row]:
     """Rows of a table with one column for each member."""
-    columns = [cells(result, member, test) for member, test in _members(result)]
-    return [(label, *(column[label] for column in columns)) for label in columns[0]]
+    return _side_by_side([rows(result, member, test) for member, test in _members(result)])
 
 
-def _group(group: NllGroup) -> tuple[str, str]:
+def _member_table(result: AuditResult) -> tuple[list[str], list[Row]]:
+    """Heads, and one short line for each member."""
+    confidence = _percent(result.settings.confidence)
+    heads = ["member", "|q|", f"rate, {confidence}", "p; Holm", f"t50, {confidence}", "p; Holm", "t'", "t'_alpha"]
+    lines = []
+    for member, test in _members(result):
+        width, last = member.t50_upper - member.t50_lower, member.curve.t[-1]
+        t50, low, high = (
+            _time(t, width, last=last, zero="0") for t in (member.t50, member.t50_lower, member.t50_upper)
+        )
+        cells = (
+            f"{test.rate.hits:,}",
+            f"{_small(test.rate.lower)} to {_small(test.rate.upper)}",
+            f"{_small(test.count_p)}; {_small(test.count_holm)}" if result.model.num_count_controls else MISSING,
+            f"{t50} [{low}, {high}]",
+            f"{_small(test.t50_p)}; {_small(test.t50_holm)}" if result.model.num_controls else MISSING,
+            *_t_prime(member, member.t_prime),
+            _t_prime_alpha(member)[0],
+        )
+        lines.append(_row(f"member_{test.row}", str(test.row), *(cell.replace(">= ", ">=") for cell in cells)))
+    return heads, lines
+
+
+def _shared_rows(result: AuditResult) -> list[Row]:
+    """What is the same for all members, in the terminal."""
+    member, test = _members(result)[0]
+    once = _count_rows(result, member, test) + _search_rows(result, member, test)
+    own = {
+        "num_identity": " | ".join(f"{member.num_identity:,}" for member, _ in _members(result)),
+        "t50_controls": _control_t50(result, member),
+    }
+    ids = ("num_fingerprint", "num_identity", "expected", "count_controls", "t50_controls")
+    return [_row(row.id, row.label, own.get(row.id, *row.cells)) for row in _pick(once, *ids)]
+
+
+def _likelihood_rows(result: AuditResult) -> list[Row]:
+    """Densities of the members, a cell for each; none were they not computed."""
+    columns = []
+    for each in result.nll_members:
+        p = _small(each.rank_p)
+        rank = p if p == MISSING else f"p = {p} (small: likelier than they are)"
+        columns.append(
+            [
+                _row("nll", "NLL of the member, bits/dim", _fixed(each.bits_per_dim, 2)),
+                _row("nll_rank", "its rank among held-out targets", rank),
+            ]
+        )
+    return _side_by_side(columns)
+
+
+def _group(group: NllGroup) -> Row:
     """Mean of a group with its standard error."""
     if not group.bits_per_dim:
         mean = MISSING
@@ -328,7 +538,8 @@ def _group(group: NllGroup) -> tuple[str, str]:
     else:
         mean = _fixed(group.mean, 2)
     lost = f", {group.not_converged} more did not converge" if group.not_converged else ""
-    return f"mean NLL, {group.name}", f"{mean}, {_plural(len(group.bits_per_dim), 'image')}{lost}"
+    images = _plural(len(group.bits_per_dim), "image")
+    return _row(f"nll_{group.name}", f"mean NLL, {group.name}", f"{mean}, {images}{lost}")
 
 
 def _diagnosed(found: NllDiagnostics) -> str:
@@ -344,8 +555,12 @@ def _diagnosed(found: NllDiagnostics) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _diagnostic_rows(result: AuditResult) -> Rows:
-    return [(f"of {group.name}", _diagnosed(group.diagnostics)) for group in result.nll if group.diagnostics]
+def _diagnostic_rows(result: AuditResult) -> list[Row]:
+    return [
+        _row(f"diagnostics_{group.name}", f"of {group.name}", _diagnosed(group.diagnostics))
+        for group in result.nll
+        if group.diagnostics
+    ]
 
 
 def _snapshot_cells(snapshot: NllSnapshot) -> list[str]:
@@ -355,9 +570,9 @@ def _snapshot_cells(snapshot: NllSnapshot) -> list[str]:
     return [", ".join(members), ", ".join(means)]
 
 
-def _snapshot_rows(result: AuditResult) -> Rows:
+def _snapshot_rows(result: AuditResult) -> list[Row]:
     return [
-        (f"after {snapshot.step:,} steps", f"member {members}; {means}")
+        _row(f"snapshot_{snapshot.step}", f"after {snapshot.step:,} steps", f"member {members}; {means}")
         for snapshot in result.snapshots
         for members, means in [_snapshot_cells(snapshot)]
     ]
@@ -367,72 +582,136 @@ def _log_sum(value: float, end: float) -> str:
     return f"{_fixed(value, 1)} nats (up to t = {_small(end)})" if end else "none: there is no such t"
 
 
-def _bound_rows(found: Bound) -> Rows:
+def _bound_rows(found: Bound) -> list[Row]:
     """The Darboux sum of one member, with what tells how far to trust it."""
     known = [value for value in found.effective if math.isfinite(value)]
     largest = max(found.cells, key=lambda cell: cell.log_term, default=None)
     inflation = found.trace_error**2 / 2
     lost = f", {found.not_converged:,} more did not converge" if found.not_converged else ""
+    term = f"t = {_small(largest.t_low)} to {_small(largest.t_high)}, " if largest else ""
+    effective = f"median {_fixed(float(np.median(known)), 1)}, least {_fixed(min(known), 1)}" if known else MISSING
     return [
-        ("log of the sum up to t'", _log_sum(found.log_sum, found.t_prime)),
-        ("log of the sum up to t'_alpha", _log_sum(found.log_sum_alpha, found.t_prime_alpha)),
-        (
+        _row("log_sum", "log of the sum up to t'", _log_sum(found.log_sum, found.t_prime)),
+        _row("log_sum_alpha", "log of the sum up to t'_alpha", _log_sum(found.log_sum_alpha, found.t_prime_alpha)),
+        _row(
+            "cells",
             "cells; largest term",
-            f"{len(found.cells)}; "
-            + (
-                f"t = {_small(largest.t_low)} to {_small(largest.t_high)}, {_fixed(largest.log_term, 1)} nats"
-                if largest
-                else MISSING
-            ),
+            f"{len(found.cells)}; " + (f"{term}{_fixed(largest.log_term, 1)} nats" if largest else MISSING),
         ),
-        (
+        _row(
+            "densities",
             "densities; effective of each mean",
-            f"{found.num_densities - found.not_converged:,}{lost}; "
-            + (f"median {_fixed(float(np.median(known)), 1)}, least {_fixed(min(known), 1)}" if known else MISSING),
+            f"{found.num_densities - found.not_converged:,}{lost}; {effective}",
         ),
-        (
+        _row(
+            "trace_error",
             "noise of a density by its trace",
             f"+- {_fixed(found.trace_error, 1)} nats; it raises the logs, by at most {_fixed(inflation, 1)} in the mean"
             if math.isfinite(found.trace_error)
             else f"{MISSING} (one probe, not repeated)",
         ),
-        ("t_min, which sets its size", f"{found.t_min:g}"),
-        ("what it means", "a sum of densities, not of probabilities: it bounds none"),
+        _row("t_min", "t_min, which sets its size", f"{found.t_min:g}"),
+        _row("meaning", "what it means", "a sum of densities, not of probabilities: it bounds none"),
     ]
 
 
-def _detector_rows(result: AuditResult) -> Rows:
+def _bounds(result: AuditResult) -> list[Row]:
+    """The terminal's rows of the Darboux sums, short where there are several members."""
+    if len(result.bound) == 1:
+        return _bound_rows(result.bound[0])
+    rows = _joined(_side_by_side([_bound_rows(found) for found in result.bound]))
+    return _pick(rows, "log_sum", "log_sum_alpha", "t_min", "meaning")
+
+
+def _sensitivity(found: Sensitivity, confidence: float) -> str:
+    """Detection of copies, with the target as the unit."""
+    if not found.targets:
+        return f"{MISSING} (not measured)"
+    decimals = _decimals(2 * (found.mean - found.lower))
+    mean, lower, worst = (_fixed(value, decimals) for value in (found.mean, found.lower, found.worst))
+    return (
+        f"mean {mean}, at least {lower} ({_percent(confidence)} limit, the target as its unit); worst target "
+        f"{found.worst_row}: {worst}; {_plural(found.targets, 'target')}, {_plural(found.copies, 'copy', 'copies')} of each"
+    )
+
+
+def _gate_rows(result: AuditResult) -> list[Row]:
+    """What the detectors passed before any chain was run."""
+    gate = result.detector.gate
+    trained = [
+        f"{name} {_plural(attempts, 'attempt')}"
+        + (f", {_plural(gate.epochs[name], 'epoch')}" if name in gate.epochs else "")
+        for name, attempts in gate.attempts.items()
+    ]
+    return [
+        *([_row("gate_training", "gate: training until it opened", "; ".join(trained))] if trained else []),
+        _row(
+            "gate_dropped",
+            "gate: targets dropped",
+            f"{gate.dropped:,}, not seen by the detectors and replaced before membership was drawn"
+            if gate.dropped
+            else "none",
+        ),
+        *(
+            [
+                _row(
+                    "gate_unseen",
+                    "gate: left shut",
+                    f"{_plural(gate.unseen, 'target')} not seen by the detectors stay (classifiers.gate = False)",
+                )
+            ]
+            if gate.unseen
+            else []
+        ),
+        _row(
+            "gate_planted",
+            "gate: targets found",
+            f"{gate.planted_found:,} of {_plural(gate.targets, 'target')} found as planted",
+        ),
+    ]
+
+
+def _detector_rows(result: AuditResult) -> list[Row]:
     detector, confidence = result.detector, result.settings.confidence
     oracle = (
         f"{detector.oracle_detected:,} of its {detector.oracle_samples:,} samples taken for a member, "
         f"{detector.oracle_reproduced:,} are"
     )
-    accuracy = [
-        (f"accuracy{name}", _rate(rate, confidence))
-        for name, rate in (
-            (", fingerprint classifier", detector.fingerprint_accuracy),
-            (", identity classifier" if detector.marks else " of the detector", detector.identity_accuracy),
-        )
-        if rate is not None
-    ]
-    poor = detector.sensitivity_poor
+    marks = detector.fingerprint_accuracy
+    identity = ", identity classifier" if detector.marks else " of the detector"
     return [
-        ("detector", detector.description),
-        ("threshold of its scores", f"{detector.threshold:g}"),
-        *accuracy,
-        ("joint false hits, real images", _rate(detector.joint_false_real, confidence)),
-        ("joint false hits, generated images", _rate(detector.joint_false_generated, confidence)),
-        ("false-hit rate used, at most", _small(detector.false_rate_upper)),
-        ("sensitivity, chains from low noise", _rate(detector.sensitivity_low, confidence)),
-        ("sensitivity, perfect memoriser", _rate(detector.sensitivity_oracle, confidence)),
-        *([("sensitivity, other tones and blur", _rate(poor, confidence))] if poor else []),
-        (
-            "sensitivity used, at least",
-            f'{_fixed(detector.sensitivity_lower, 2)} ({result.settings.min_sensitivity:g} needed for "none found")',
+        _row("detector", "detector", detector.description),
+        _row("threshold", "threshold of its scores", f"{detector.threshold:g}"),
+        *_gate_rows(result),
+        *(
+            [_row("accuracy_fingerprint", "accuracy, fingerprint classifier", _rate(marks, confidence))]
+            if marks
+            else []
         ),
-        ("audited memoriser, members", oracle),
-        ("audited memoriser, controls", _rate(detector.oracle_false, confidence)),
-        *((f"worst head, {heads.images} images", _head(heads, confidence)) for heads in detector.heads),
+        _row("accuracy_identity", f"accuracy{identity}", _rate(detector.identity_accuracy, confidence)),
+        _row("false_real", "joint false hits, real images", _rate(detector.joint_false_real, confidence)),
+        _row(
+            "false_generated", "joint false hits, generated images", _rate(detector.joint_false_generated, confidence)
+        ),
+        _row("false_used", "false-hit rate used, at most", _small(detector.false_rate_upper)),
+        _row(
+            "sensitivity_poor", "sensitivity, other tones and blur", _sensitivity(detector.sensitivity_poor, confidence)
+        ),
+        _row(
+            "sensitivity_returns",
+            "sensitivity, returns from low noise",
+            _sensitivity(detector.sensitivity_returns, confidence),
+        ),
+        _row(
+            "sensitivity_used",
+            "sensitivity used, at least",
+            f"{_fixed(detector.sensitivity_lower, 2)} (the smaller limit of poor copies and of returns)",
+        ),
+        _row("memoriser", "audited memoriser, members", oracle),
+        *(
+            _row(f"worst_{heads.images}", f"worst head, {heads.images} images", _head(heads, confidence))
+            for heads in detector.heads
+        ),
     ]
 
 
@@ -443,11 +722,58 @@ def _head(heads: Heads, confidence: float) -> str:
     return f"target {heads.worst}, {_rate(heads.worst_rate, confidence)}; all heads alike: p = {_small(heads.equal_p)}"
 
 
-def _self_rows(result: AuditResult) -> Rows:
+def _outcome(test: SelfTest) -> str:
+    """One part of the audit of the auditor; what vetoes nothing is told."""
+    if not test.vetoes:
+        return "told"
+    return "cannot tell" if not test.possible else "passed" if test.passed else "FAILED"
+
+
+def _self_rows(result: AuditResult) -> list[Row]:
     """The audit of the auditor."""
+    return [_row(f"self_{i}", test.what, f"{_outcome(test)}: {test.text}") for i, test in enumerate(result.self_tests)]
+
+
+_SCORES = {
+    "count": "plain samples that are taken for the canary",
+    "t50": "t50, the noise up to which it comes back",
+    "nll": "the negative of its NLL",
+}
+
+
+def _epsilon(found: CanaryResult) -> tuple[str, str]:
+    """The lower bound of epsilon, never rounded up, and what it could have been."""
+    if found.epsilon is None or found.epsilon_most is None:
+        missing = f"{MISSING} (the extra fpjax[privacy] is not installed)"
+        return missing, missing
+    shown = f"epsilon >= {math.floor(10 * found.epsilon + 1e-9) / 10:.1f} at confidence {_percent(found.confidence)}"
+    most = f"at most {found.epsilon_most:.1f} could have been shown with {_plural(found.num_in + found.num_out, 'canary', 'canaries')}"
+    return f"{shown} (delta = {_small(found.delta)})", most
+
+
+def _canary_rows(result: AuditResult) -> list[Row]:
+    """Canaries, each a member by a fair coin of its own; none without them."""
+    found = result.canaries
+    if found is None:
+        return []
+    epsilon, most = _epsilon(found)
+    area = "too few to state"
+    if found.area_upper - found.area_lower <= 0.5:
+        decimals = _decimals(found.area_upper - found.area_lower)
+        own, low, high = (_fixed(value, decimals) for value in (found.area, found.area_lower, found.area_upper))
+        area = f"{own} ({_percent(found.confidence)} interval {low} to {high})"
+    tpr = Rate(found.tpr_hits, found.tpr_trials, found.tpr, found.tpr_lower, found.tpr_upper)
     return [
-        (test.what, f"{'cannot tell' if not test.possible else 'passed' if test.passed else 'FAILED'}: {test.text}")
-        for test in result.self_tests
+        _row(
+            "canaries",
+            "canaries, m",
+            f"{found.num_in + found.num_out:,}: {found.num_in:,} trained on, {found.num_out:,} left out, by fair coins",
+        ),
+        _row("canary_score", "score that was declared", _SCORES[found.score]),
+        _row("auroc", "AUROC of the score", area),
+        _row("tpr", "TPR at an FPR of 1 %", _rate(tpr, found.confidence)),
+        _row("epsilon", "epsilon from this one run", epsilon),
+        _row("epsilon_most", "what so many canaries can show", most),
     ]
 
 
@@ -461,11 +787,12 @@ def _area(roc: RocCurve) -> str:
     return f"{_fixed(roc.area, decimals)} ({_fixed(roc.area_lower, decimals)} to {_fixed(roc.area_upper, decimals)})"
 
 
-def _roc_rows(result: AuditResult) -> Rows:
+def _roc_rows(result: AuditResult) -> list[Row]:
     """Each decision under each condition: area, targets found, false hits."""
     confidence = result.settings.confidence
     return [
-        (
+        _row(
+            f"roc_{roc.decision}_{roc.condition}",
             f"{roc.decision}, {roc.condition}",
             _area(roc),
             _rate(roc.found, confidence),
@@ -475,31 +802,36 @@ def _roc_rows(result: AuditResult) -> Rows:
     ]
 
 
-def _threshold_row(result: AuditResult, at: AtThreshold) -> tuple[str, ...]:
+def _threshold_row(result: AuditResult, at: AtThreshold) -> Row:
     """A member's answer at one threshold."""
     member = next(target for target in result.targets if target.row == at.row)
     curve, width = member.curve, at.t50_upper - at.t50_lower
     used = " (used)" if at.threshold == result.detector.threshold else ""
     who = f", member {at.row}" if len(result.tests) > 1 else ""
     ends = f"{_time(at.t50_lower, width, zero='0')} to {_time(at.t50_upper, width, last=curve.t[-1])}"
-    return (
+    return _row(
+        f"threshold_{at.threshold:g}_{at.row}",
         f"{at.threshold:g}{used}{who}",
         f"{at.num_detected:,} of {result.num_samples:,}",
-        f"{at.false_hits:,} of {at.false_images:,}",
-        _small(at.leak_p),
+        f"{max(at.control_detected):,} of {result.num_samples:,}" if at.control_detected else MISSING,
+        _small(at.count_p) if at.control_detected else MISSING,
         f"{at.sensitivity.hits:,} of {at.sensitivity.trials:,}",
         _time(at.t_prime, _grid_width(curve), last=_last(curve)),
         f"{_time(at.t50, width, last=curve.t[-1])} ({ends})",
     )
 
 
-def _evaluation_rows(result: AuditResult) -> Rows:
+def _evaluation_rows(result: AuditResult) -> list[Row]:
     share = result.evaluations["search"]["useful"] / result.exhaustive_evaluations
     cost = "" if result.strategy == "exhaustive" else f" for {_small(share)} of what the exhaustive search would take"
-    rows = [("strategy of the search", f"{result.strategy}{cost}"), ("what it cannot see", result.strategy_misses)]
+    rows = [
+        _row("strategy", "strategy of the search", f"{result.strategy}{cost}"),
+        _row("misses", "what it cannot see", result.strategy_misses),
+    ]
     for stage, spent in result.evaluations.items():
         useful = _fixed(100 * spent["useful"] / spent["executed"], 1) if spent["executed"] else MISSING
-        rows.append((f"network evaluations, {stage}", f"{spent['executed']:,}, {useful} % of them useful"))
+        cell = f"{spent['executed']:,}, {useful} % of them useful"
+        rows.append(_row(f"evaluations_{stage}", f"network evaluations, {stage}", cell))
     return rows
 
 
@@ -508,7 +840,18 @@ def _sampler(result: AuditResult) -> str:
 
 
 def _density(result: AuditResult) -> str:
+    if not math.isfinite(result.t_min_likelihood):
+        return "not computed"
     return f"probability-flow ODE, t_min = {result.t_min_likelihood:g}"
+
+
+def _held_out_targets(result: AuditResult) -> str:
+    """How many there are, and how many of them were searched.
+
+    Those with chains are the first of those that are counted.
+    """
+    counted, searched = result.model.num_count_controls, result.model.num_controls
+    return f"{counted:,} held-out targets" + (f" ({searched:,} of them with chains)" if searched != counted else "")
 
 
 def _headline(result: AuditResult) -> str:
@@ -519,18 +862,28 @@ def _headline(result: AuditResult) -> str:
 # Terminal
 
 
-def _lines(rows: Rows, label_width: int) -> list[str]:
+def _lines(rows: Sequence[Row], label_width: int) -> list[str]:
     """Two columns, the second one wrapped."""
     return [
         line
-        for label, value in rows
+        for row in rows
         for line in textwrap.wrap(
-            f"  {label:<{label_width}}  {value}",
+            f"  {row.label:<{label_width}}  {row.cells[0]}",
             WIDTH,
             drop_whitespace=True,
             subsequent_indent=" " * (label_width + 4),
             break_on_hyphens=False,
         )
+    ]
+
+
+def _columns(heads: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """A table with a line for each row, as narrow as its cells, and narrower where it must be."""
+    table = [heads, *([row.label, *row.cells] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    gap = " " if 2 + sum(widths) + 2 * (len(widths) - 1) > WIDTH else "  "
+    return [
+        "  " + gap.join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
     ]
 
 
@@ -543,38 +896,49 @@ def _bullets(title: str, items: Sequence[str]) -> list[str]:
     return [title, *wrapped] if items else []
 
 
+def _member_blocks(result: AuditResult, sampler: str) -> list[tuple[str, list[str], list[Row]]]:
+    """Title, lines and rows of what the terminal says of the members: of one all, of several a line for each."""
+    model_based = (f"{MODEL_BASED} (s: the detectors' sensitivity)", [], _joined(_table_of(result, _model_based_rows)))
+    if len(result.tests) == 1:
+        return [
+            (f"Search (sampler: {sampler})", [], _table_of(result, _search_rows)),
+            (f"Counting (sampler: {sampler})", [], _table_of(result, _count_rows)),
+            model_based,
+        ]
+    model = result.model
+    note = f"|q| of n = {result.num_samples:,}. Beneath, numbers between bars are the members' in their order."
+    if model.num_count_controls:
+        note = (
+            f"p: rank among {model.num_count_controls} held-out targets by |q|, among {model.num_controls} by t50; Holm over "
+            f"{len(result.tests)} members. {note}"
+        )
+    lines = _columns(*_member_table(result))
+    lines += textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return [(f"Members (sampler: {sampler})", lines, _shared_rows(result)), model_based]
+
+
 def to_text(result: AuditResult) -> str:
     """What the terminal shows at the end: the verdict first, plain text of at most 100 columns."""
-    sampler, density, single = _sampler(result), _density(result), len(result.tests) == 1
-    blocks: list[tuple[str, Rows]] = []
-    for member, test in _members(result):
-        who = "" if single else f", member {test.row}"
-        blocks += [
-            (f"Search{who} (sampler: {sampler})", list(_search_cells(result, member, test).items())),
-            (f"Counting{who} (sampler: {sampler})", list(_count_cells(result, member, test).items())),
-            (f"Likelihood{who} ({density})", list(_likelihood_cells(result, member, test).items())),
-        ]
-    blocks += [
-        (f"Likelihood of groups, bits/dim ({density})", [_group(group) for group in result.nll]),
-        ("How these densities came about", _diagnostic_rows(result)),
-        ("Likelihood over training, bits/dim", _snapshot_rows(result)),
-        *(
-            (
-                f"Bound{'' if single else f', member {found.row}'} (upper Darboux sum of the paper's eq. 9)",
-                _bound_rows(found),
-            )
-            for found in result.bound
-        ),
-        ("Detectors", _detector_rows(result)),
-        ("Audit of the auditor", _self_rows(result)),
-        ("Cost", _evaluation_rows(result)),
+    density = _density(result)
+    blocks: list[tuple[str, list[str], list[Row]]] = [
+        ("Tests of the model", [], _model_rows(result)),
+        *_member_blocks(result, _sampler(result)),
+        ("Canaries", [], _canary_rows(result)),
+        ("Detectors", [], _detector_rows(result)),
+        ("Audit of the auditor", [], _self_rows(result)),
+        (f"Likelihood, descriptive, no part of the verdict ({density})", [], _joined(_likelihood_rows(result))),
+        (f"Likelihood of groups, bits/dim ({density})", [], [_group(group) for group in result.nll]),
+        ("How these densities came about", [], _diagnostic_rows(result)),
+        ("Likelihood over training, bits/dim", [], _snapshot_rows(result)),
+        ("Bound (upper Darboux sum of the paper's eq. 9)", [], _bounds(result)),
+        ("Cost", [], _evaluation_rows(result)),
     ]
-    label_width = max(len(label) for _, rows in blocks for label, *_ in rows)
+    label_width = max(len(row.label) for _, _, rows in blocks for row in rows)
     head = [
         f"VERDICT: {_headline(result)}",
         *textwrap.wrap(
             f"{result.name}: {_plural(len(result.tests), 'member target')} among N = {result.num_train:,} training images, "
-            f"H = {len(_controls(result))} held-out controls, n = {result.num_samples:,} plain samples",
+            f"{_held_out_targets(result)}, n = {result.num_samples:,} plain samples",
             WIDTH,
         ),
     ]
@@ -588,8 +952,8 @@ def to_text(result: AuditResult) -> str:
         )
     ]
     parts += [
-        "\n".join([*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *_lines(rows, label_width)])
-        for title, rows in blocks
+        "\n".join([*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *lines, *_lines(rows, label_width)])
+        for title, lines, rows in blocks
         if rows
     ]
     return "\n\n".join(parts) + "\n"
@@ -600,6 +964,16 @@ def to_text(result: AuditResult) -> str:
 
 def _colour(member: int) -> str:
     return _COLOURS[member % len(_COLOURS)]
+
+
+def _name(result: AuditResult, row: int) -> str:
+    """What a legend calls a member; many share a name, and legends have each name once."""
+    return f"member {row}" if len(result.tests) <= MOST_SHOWN else "members"
+
+
+def _once(handles: Iterable[Any]) -> list[Any]:
+    """The handles of a legend whose labels are new."""
+    return list({handle.get_label(): handle for handle in reversed(list(handles))}.values())[::-1]
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -634,9 +1008,11 @@ def _draw_search(result: AuditResult) -> bytes:
         for value, style in ((member.t50, "-"), (member.t_prime_alpha, "--"), (member.t_prime, ":")):
             if math.isfinite(value) and value > 0:
                 axes.axvline(value, color=colour, linestyle=style, linewidth=1.1, zorder=2)
-        legend.append(Line2D([], [], color=colour, marker=".", linewidth=2, label=f"member {test.row}: rate, fit"))
+        legend.append(
+            Line2D([], [], color=colour, marker=".", linewidth=2, label=f"{_name(result, test.row)}: rate, fit")
+        )
     if _controls(result):
-        legend.append(Line2D([], [], color=_GREY, linewidth=0.8, label="held-out controls: fits"))
+        legend.append(Line2D([], [], color=_GREY, linewidth=0.8, label="held-out targets: fits"))
     for style, label in (("-", "$t_{50}$"), ("--", "$t'_\\alpha$"), (":", "$t'$")):
         legend += axes.plot([], [], style, color=_DARK, linewidth=1.1, label=label)
     legend.append(
@@ -656,53 +1032,72 @@ def _draw_search(result: AuditResult) -> bytes:
         xlim=(0, max(target.curve.t[-1] for target in result.targets) * 1.02),
     )
     # Outside, because the curve may pass anywhere.
-    figure.legend(handles=legend, loc="outside upper center", ncols=3)
+    figure.legend(handles=_once(legend), loc="outside upper center", ncols=3)
     return _png(figure)
 
 
-def _draw_ranking(result: AuditResult) -> bytes:
-    """t50 of members among those of the controls, equal values stacked."""
-    members = _members(result)
-    drawn = [
-        (target.t50_rank, _GREY, f"held-out controls (H = {len(_controls(result))})") for target in _controls(result)
-    ]
-    drawn += [(member.t50_rank, _colour(i), f"member {test.row}") for i, (member, test) in enumerate(members)]
-    drawn = [entry for entry in drawn if math.isfinite(entry[0])]
-    last = min(_rank_last(result, member) for member, _ in members)
-    figure, axes = _figure(2.2)
+def _dots(drawn: Sequence[tuple[float, str, str]], last: float, *, label: str, censored: bool) -> bytes:
+    """Values on one axis with colours and names, equal ones stacked; a triangle means "this or later"."""
+    places = [round(45 * value / last) for value, *_ in drawn]
+    tallest = max(map(places.count, places), default=1)
+    figure, axes = _figure(2.2 if tallest < 12 else 3.0)
     heights: dict[int, int] = {}
-    for value, colour, label in drawn:
-        place = round(45 * value / last)
+    for place, (value, colour, name) in zip(places, drawn, strict=True):
         heights[place] = height = heights.get(place, -1) + 1
         axes.plot(
             value,
             height,
-            ">" if value >= last else "o",
+            ">" if censored and value >= last else "o",
             color=colour,
-            markersize=9,
-            label=label,
+            # Of a hundred equal ones a column remains; a member shows on it.
+            markersize=max(4.5, min(9.0, 110 / tallest)) if colour == _GREY else 9,
+            label=name,
             markeredgecolor="white",
+            markeredgewidth=0.3 if tallest > 24 and colour == _GREY else 1,
             clip_on=False,
         )
-    axes.set(
-        xlabel="$t_{50}$ by the chains that members and controls share",
-        yticks=[],
-        xlim=(0, last * 1.02),
-        ylim=(-0.8, max(heights.values(), default=0) + 1),
-    )
+    if not censored:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=label, yticks=[], xlim=(0, last * 1.02), ylim=(-0.05 * tallest - 0.7, 1.04 * tallest))
     axes.spines["left"].set_visible(False)
-    unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles=list(unique.values()), labels=list(unique), loc="outside upper center", ncols=3)
+    figure.legend(handles=_once(axes.get_legend_handles_labels()[0]), loc="outside upper center", ncols=3)
     return _png(figure)
+
+
+def _draw_ranking(result: AuditResult) -> bytes:
+    """t50 of members among those of the held-out targets."""
+    members = _members(result)
+    drawn = [
+        (target.t50_rank, _GREY, f"held-out targets (H = {len(_controls(result))})") for target in _controls(result)
+    ]
+    drawn += [(member.t50_rank, _colour(i), _name(result, test.row)) for i, (member, test) in enumerate(members)]
+    return _dots(
+        [entry for entry in drawn if math.isfinite(entry[0])],
+        min(_rank_last(result, member) for member, _ in members),
+        label="$t_{50}$ by the chains that members and held-out targets share",
+        censored=True,
+    )
+
+
+def _draw_counts(result: AuditResult) -> bytes:
+    """Counts of members among those of the held-out targets at the last look."""
+    look = result.model.looks[-1]
+    drawn = [(float(hits), _GREY, f"held-out targets (H = {len(look.controls)})") for hits in look.controls]
+    drawn += [
+        (float(hits), _colour(i), _name(result, test.row))
+        for i, (hits, test) in enumerate(zip(look.members, result.tests, strict=True))
+    ]
+    label = f"samples that are taken for the target, of {look.num_samples:,}"
+    return _dots(drawn, max(1.0, *(hits for hits, *_ in drawn)), label=label, censored=False)
 
 
 def _draw_likelihood(result: AuditResult) -> bytes:
     """Histogram of each group's bits/dim over shared bins with its mean, the members as lines through all."""
     groups = [group for group in result.nll if group.name != "member" and group.bits_per_dim]
     members = [
-        (i, test) for i, (_, test) in enumerate(_members(result)) if math.isfinite(test.bits_per_dim or math.nan)
+        (i, each.row, each.bits_per_dim) for i, each in enumerate(result.nll_members) if each.bits_per_dim is not None
     ]
-    values = [v for group in groups for v in group.bits_per_dim] + [test.bits_per_dim or 0.0 for _, test in members]
+    values = [v for group in groups for v in group.bits_per_dim] + [bits for *_, bits in members]
     bins = np.linspace(min(values), max(values) + 1e-6, 41)
     figure = Figure(figsize=(5.6, 0.9 + 0.75 * max(len(groups), 1)), layout="constrained")
     panels = figure.subplots(max(len(groups), 1), sharex=True, squeeze=False)[:, 0]
@@ -714,12 +1109,12 @@ def _draw_likelihood(result: AuditResult) -> bytes:
         axes.set_ylabel(f"{group.name}\n({len(group.bits_per_dim)})", rotation=0, ha="right", va="center", fontsize=9.5)
         axes.set_yticks([])
     for axes in panels:
-        for i, test in members:
-            label = f"member {test.row}" if axes is panels[0] else None
-            axes.axvline(test.bits_per_dim or 0.0, color=_colour(i), linewidth=2, label=label)
+        for i, row, bits in members:
+            label = _name(result, row) if axes is panels[0] else None
+            axes.axvline(bits, color=_colour(i), linewidth=2, label=label)
     panels[0].plot([], [], "D", color=_DARK, markersize=5, label="mean and standard error")
     panels[-1].set_xlabel("NLL in bits/dim (fewer: likelier)")
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(handles=_once(panels[0].get_legend_handles_labels()[0]), loc="outside upper center", ncols=3)
     return _png(figure)
 
 
@@ -729,7 +1124,7 @@ def _draw_snapshots(result: AuditResult) -> bytes:
     steps = [snapshot.step for snapshot in result.snapshots]
     for i in range(len(result.tests)):
         bits = [snapshot.member[i] for snapshot in result.snapshots]
-        axes.plot(steps, bits, "o-", color=_colour(i), linewidth=2, label=f"member {result.tests[i].row}")
+        axes.plot(steps, bits, "o-", color=_colour(i), linewidth=2, label=_name(result, result.tests[i].row))
     names = [group.name for group in result.snapshots[0].groups if group.name != "member"]
     for name, marker in zip(names, "s^Dv", strict=False):
         groups = [group for snapshot in result.snapshots for group in snapshot.groups if group.name == name]
@@ -737,7 +1132,7 @@ def _draw_snapshots(result: AuditResult) -> bytes:
         means = [group.mean for group in groups]
         axes.errorbar(steps, means, errors, fmt=f"{marker}-", color=_GREY, markersize=5, linewidth=1, label=name)
     axes.set(xlabel="training step", ylabel="NLL in bits/dim")
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(handles=_once(axes.get_legend_handles_labels()[0]), loc="outside upper center", ncols=3)
     return _png(figure)
 
 
@@ -745,7 +1140,7 @@ def _draw_bound(result: AuditResult) -> bytes:
     """Mean density E[p(x')] at the fine levels, and each cell's sup as a step."""
     figure, axes = _figure(3.2)
     for i, found in enumerate(result.bound):
-        axes.plot(found.t, found.log_mean, ".", color=_colour(i), label=f"member {found.row}: log E[p(x')]")
+        axes.plot(found.t, found.log_mean, ".", color=_colour(i), label=f"{_name(result, found.row)}: log E[p(x')]")
         for cell in found.cells:
             axes.plot([cell.t_low, cell.t_high], [cell.log_sup] * 2, color=_colour(i), linewidth=2)
         axes.plot([], [], color=_colour(i), linewidth=2, label="its sup over a cell")
@@ -753,7 +1148,7 @@ def _draw_bound(result: AuditResult) -> bytes:
             if value > 0:
                 axes.axvline(value, color=_colour(i), linestyle=style, linewidth=1.1, label=label)
     axes.set(xlabel="time t that the target is noised to", ylabel="log density, nats")
-    figure.legend(loc="outside upper center", ncols=4)
+    figure.legend(handles=_once(axes.get_legend_handles_labels()[0]), loc="outside upper center", ncols=4)
     return _png(figure)
 
 
@@ -795,29 +1190,37 @@ def _draw_roc(result: AuditResult) -> bytes:
 
 
 def _draw_thresholds(result: AuditResult) -> bytes:
-    """Hits and false hits, and t' and t50, against the threshold, in steps as even as those of its logit."""
+    """Counts of members and held-out targets, t' and t50, against the threshold, in steps as even as its logit's."""
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     rates, times = figure.subplots(2, sharex=True)
     used = math.log(result.detector.threshold / (1 - result.detector.threshold))
     for i, (member, _) in enumerate(_members(result)):
         rows = [at for at in result.thresholds if at.row == member.row]
         x = [math.log(at.threshold / (1 - at.threshold)) for at in rows]
-        who = "" if len(result.tests) == 1 else f", member {member.row}"
+        who = "" if len(result.tests) == 1 else f", {_name(result, member.row)}"
         rates.plot(x, [at.num_detected for at in rows], "o-", color=_colour(i), label=f"|q|{who}")
         if i == 0:
-            scaled = [at.false_hits * result.num_samples / at.false_images for at in rows]
-            rates.plot(x, scaled, "s--", color=_GREY, label="false hits in as many images")
+            if all(at.control_detected for at in rows):
+                highest = [max(at.control_detected) for at in rows]
+                rates.plot(x, highest, "s--", color=_GREY, label="most of any held-out target")
             times.set_xticks(x, [f"{at.threshold:g}" for at in rows])
         bars = [[at.t50 - at.t50_lower for at in rows], [at.t50_upper - at.t50 for at in rows]]
         times.errorbar(x, [at.t50 for at in rows], bars, fmt="o-", color=_colour(i), label=f"$t_{{50}}${who}")
         times.plot(x, [at.t_prime for at in rows], "^:", color=_colour(i), label=f"$t'${who}")
     for axes in (rates, times):
         axes.axvline(used, color=_DARK, linewidth=0.8, linestyle="-.", zorder=1)
-    most = max(at.num_detected for at in result.thresholds)
+    most = max(hits for at in result.thresholds for hits in (at.num_detected, *at.control_detected))
     rates.set(ylabel="samples", yscale="symlog", ylim=(-0.3, 1.5 * most + 1))
     times.set(ylabel="time t", xlabel="threshold (in use: the vertical line)", ylim=(0, None))
     for axes in (rates, times):
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        handles = _once(axes.get_legend_handles_labels()[0])
+        axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=3 if len(result.tests) == 1 else 2,
+            borderaxespad=0.2,
+        )
     return _png(figure)
 
 
@@ -894,7 +1297,7 @@ def _draw_pictures(result: AuditResult, images: ReportImages) -> dict[str, bytes
     figures = {}
     if len(images.targets):
         rows = [images.targets, images.originals] if result.stamped else [images.targets]
-        figures["targets"] = _mosaic(*rows, colours=frames)
+        figures["targets"] = _mosaic(*(group[:_MAX_TILES] for group in rows), colours=frames)
     if len(images.hits):
         hits, rows = images.hits[:_MAX_TILES], images.hit_target[:_MAX_TILES]
         figures["hits"] = _mosaic(images.targets[rows], hits, colours=[frames[row] for row in rows])
@@ -951,7 +1354,7 @@ def draw_figures(
         members' images too.
 
     Returns:
-      PNG files by name: "search", "ranking", "likelihood", "snapshots", "bound", "roc", "thresholds", "classifiers" and
+      PNG files by name: "search", "ranking", "counts", "likelihood", "snapshots", "bound", "roc", "thresholds", "classifiers" and
       "training" where there is something to draw, and with `show_members` "targets", "returns_ROW", "hits",
       "near_misses", "samples", "train", "on_the_way", "error_KIND" for kinds of `ERRORS` and "examples_NAME" for the
       classifiers' examples, where there are such images.
@@ -960,6 +1363,8 @@ def draw_figures(
         figures = {"search": _draw_search(result)}
         if _controls(result):
             figures["ranking"] = _draw_ranking(result)
+        if result.model.looks[-1].controls:
+            figures["counts"] = _draw_counts(result)
         if any(group.bits_per_dim for group in result.nll):
             figures["likelihood"] = _draw_likelihood(result)
         if result.snapshots:
@@ -1001,7 +1406,7 @@ ul { padding-left: 1.3rem; margin: .5rem 0; }
   background: var(--wash); padding: .9rem 1.2rem; margin: 1.2rem 0; }
 .verdict .word { font-size: 1.5rem; font-weight: 700; color: var(--mark); margin: 0 0 .4rem; }
 .leak { --mark: #a3201b; --wash: #fdf3f2; }
-.none { --mark: #1c6b3a; --wash: #f1f8f3; }
+.below { --mark: #1c6b3a; --wash: #f1f8f3; }
 .unsure { --mark: #855400; --wash: #fdf7ea; }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 .wide { overflow-x: auto; }
@@ -1054,15 +1459,26 @@ def _glossary(result: AuditResult) -> dict[str, str]:
     if not result.stamped:
         del terms["fingerprint"]
         terms["target"] = (
-            "An image that is looked for. A <em>member</em> is a training image; a <em>held-out control</em> is one of a "
+            "An image that is looked for. A <em>member</em> is a training image; a <em>held-out target</em> is one of a "
             "held-out split that was never trained on."
         )
     return terms
 
 
 _GLOSSARY = {
-    "target": "A training image with a fingerprint. A <em>member</em> was trained on; a <em>held-out control</em> was "
-    "marked in the same way and drawn from the same pool, but never trained on.",
+    "target": "An image with a fingerprint. Of <i>K</i> + <i>H</i> that were drawn from one pool and marked in the same "
+    "way, lots made <i>K</i> the <em>members</em>, which were trained on, and <i>H</i> the <em>held-out targets</em>, which "
+    "never were.",
+    "controls": "Held-out targets. <em>Count controls</em> are only looked for among the plain samples, as every target "
+    "is; <em>search controls</em>, some of them, have chains too, and so a " + _T50 + ".",
+    "rank, <i>p</i>": "Had the members not been trained on, each order of members and held-out targets would be as likely "
+    "as any other. <i>p</i> is the share of orders in which the members stand as high as they do, or higher: of one member "
+    "(1 + held-out targets as high) / (<i>H</i> + 1), of several by the sum of their ranks. Holm’s adjusts for their number.",
+    "below tolerance": "The limit of every member’s rate of reproduction, misses of the detectors allowed for, is below the "
+    "rate that was stated as acceptable; no member is counted more often than every held-out target, and "
+    + _T50
+    + " does "
+    "not reject. A bound, and no proof of anonymity.",
     "fingerprint": "The mark: a grey disc at a random place inside the image.",
     _T: "Time of the diffusion: 0 is the image, 1 is noise. Log-SNR is the same in terms that compare across SDEs.",
     _QM: f"Of <i>M</i> chains that start at the target, noised to {_T}, the fraction that is detected as the target "
@@ -1072,7 +1488,7 @@ _GLOSSARY = {
     _T_ALPHA: f"The largest {_T} such that here and at all lower times the rate is shown to exceed the floor, the "
     "larger of 1/<i>N</i> and the limit of the false-hit rate.",
     _T50: f"The {_T} at which {_QM} falls below one half. Any good denoiser returns an image from little noise, so it "
-    "tells something only beside that of held-out controls.",
+    "tells something only beside that of held-out targets.",
     _CP: f"The fingerprint classifier: does the image carry a disc? {_CP}⁺ counts the samples where it says so.",
     _CID: f"The identity classifier: is it this target? {_CID}⁺ counts the samples where it says so.",
     _Q: "Plain samples that both classifiers accept, that is, counted reproductions of the target.",
@@ -1105,11 +1521,11 @@ def _table(rows: Iterable[Iterable[str]], heads: Sequence[str] = ()) -> str:
     return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
-def _shown(rows: Rows) -> Rows:
+def _shown(rows: Iterable[Row]) -> list[tuple[str, ...]]:
     """Rows of text as HTML."""
     return [
-        (_symbols(label), *(_escape(value).replace("+-", "±").replace("&gt;= ", "≥ ") for value in values))
-        for label, *values in rows
+        (_symbols(row.label), *(_escape(cell).replace("+-", "±").replace("&gt;= ", "≥ ") for cell in row.cells))
+        for row in rows
     ]
 
 
@@ -1131,49 +1547,64 @@ def _image(figures: dict[str, bytes], name: str, alt: str, caption: str) -> str:
 
 def _answer(result: AuditResult) -> str:
     """What was asked and what was found, in plain language."""
-    k, h, n, sampler = len(result.tests), len(_controls(result)), result.num_samples, _escape(result.sampler)
-    image, was = ("image", "was") if k == 1 else ("images", "were")
-    marked = "marked " if result.stamped else ""
+    k, n, sampler, model = len(result.tests), result.num_samples, _escape(result.sampler), result.model
+    h, image = model.num_count_controls, "image" if k == 1 else "images"
+    the_images = f"the {'marked' if result.stamped else 'target'} {image}"
     planted = (
-        f"{was} given a synthetic fingerprint and planted in the training data; {_plural(h, 'further image')} got one too "
-        f"but {'was' if h == 1 else 'were'} never trained on, for comparison."
+        f"{'was' if k == 1 else 'were'} given a synthetic fingerprint and planted in the training data; "
+        f"{_plural(h, 'further image')} got one too but {'was' if h == 1 else 'were'} never trained on, for comparison."
         if result.stamped
-        else f"{was} looked for as {'it is' if k == 1 else 'they are'}; {_plural(h, 'held-out image')} "
-        f"{'stands' if h == 1 else 'stand'} for comparison."
+        else f"{'was' if k == 1 else 'were'} looked for as {'it is' if k == 1 else 'they are'}; "
+        f"{_plural(h, 'held-out image')} {'stands' if h == 1 else 'stand'} for comparison."
     )
     asked = (
         f"<strong>Asked:</strong> can the model <em>{_escape(result.name)}</em> reproduce one identifiable image of "
         f"its {result.num_train:,} training images? {'One image' if k == 1 else f'{k} images'}, drawn at random, {planted}"
     )
     counted = f"{_counts(test.rate.hits for test in result.tests)} of {n:,} images drawn from it ({sampler})"
-    rate = max(test.detectable_rate for test in result.tests)
-    power = (
-        f"A reproduction rate of {_small(rate)} or more would have been noticed with a probability of 80 %."
-        if math.isfinite(rate)
-        else "Too few images were drawn to notice any rate of reproduction reliably."
-    )
-    verdict, kinds, found = result.verdict.verdict, result.verdict.kinds, []
+    seen = f"{counted} were recognised as {the_images}"
+    if controls := model.looks[-1].controls:
+        low, high = min(controls), max(controls)
+        seen += f", and {low:,}{f' to {high:,}' if high > low else ''} as each image for comparison"
+    bounded = f"{_small(model.bound)}, {_one_in(model.bound)},"
+    limit = f"by {_percent(result.settings.confidence)} limits"
+    rate = f"The rate at which the model reproduces {'it' if k == 1 else 'any one of them'}"
+    found, verdict, kinds = [], result.verdict.verdict, result.verdict.kinds
     if REPRODUCED in kinds:
-        found.append(
-            f"Yes. {counted} were recognised as the {marked}training {image}, more than the detectors' false "
-            "alarms explain."
+        above = (
+            ""
+            if k == 1
+            else f" {model.prevalence.hits} of the {k} {'was' if model.prevalence.hits == 1 else 'were'} recognised more often than all of those."
         )
+        found.append(f"Yes. {seen}, more than chance explains.{above}")
     if MEMORISED in kinds:
         found.append(
-            f"The model gives away that it was trained on {'the' if k == 1 else 'a'} {marked or 'target '}image: buried in "
-            "noise and denoised again, it comes back from more noise than equal images never trained on."
+            f"The model gives away that it was trained on {the_images}: buried in noise and denoised again, "
+            f"{'it comes' if k == 1 else 'they come'} back from more noise than equal images never trained on."
         )
         if REPRODUCED not in kinds:
-            found.append(f"That sampling reproduces it was not shown: {counted} were recognised as it.")
-    if verdict == NONE_FOUND:
+            found.append(f"That sampling reproduces {'it' if k == 1 else 'them'} was not shown: {seen}.")
+    if verdict == LEAK:
+        found.append(f"{rate} is at most {bounded} {limit}.")
+    if verdict == BELOW:
         found.append(
-            f"No reproduction was found: {counted} were recognised as the {marked or 'target '}{image}, no more than false "
-            f"alarms explain. {power}"
+            f"No leak was found. {seen}. {rate} is at most {bounded} {limit}: that is below the tolerance of "
+            f"{_small(model.tolerance)}, {_one_in(model.tolerance)}. This is a bound, and no proof of anonymity."
         )
     if verdict == INCONCLUSIVE:
+        found.append(f"The audit cannot say. {seen}.")
+        if any(test.vetoes and test.possible and not test.passed for test in result.self_tests):
+            found.append("It failed where the answer is known, so that none of its numbers can be relied on.")
+        power = model.detectable_rate
         found.append(
-            f"The audit cannot say. {counted} were recognised as the {marked or 'target '}{image}, which shows no leak, but "
-            f"it could have missed one. {power}"
+            f"Not excluded is a rate of up to {bounded} {limit}; the tolerance is {_small(model.tolerance)}, "
+            f"{_one_in(model.tolerance)}. "
+            + (
+                f"A rate of {_small(power)} or more{'' if k == 1 else ' of every one of them'} would have been noticed with a "
+                "probability of 80 %."
+                if math.isfinite(power)
+                else "Too few images were drawn, or too few stand for comparison, to notice any rate reliably."
+            )
         )
     return f"<p>{asked} <strong>Found:</strong> {' '.join(found)}</p>\n"
 
@@ -1188,17 +1619,18 @@ def _limits(result: AuditResult) -> str:
             if result.stamped
             else "No mark was planted. The comparison assumes that the held-out images differ from the training images in "
             "nothing but the training; another hospital, device or year breaks it.",
-            f"These detectors judged. They are shown to recognise a fraction of at least {lower} of faithful reproductions. "
-            "A poorer one may go unseen, and other eyes may recognise other traces.",
+            f"These detectors judged. They are shown to recognise a fraction of at least {lower} of faithful reproductions, "
+            "and the bound allows for as many misses. A poorer one may go unseen, and other eyes may recognise other traces.",
             f"This sampler drew ({_escape(_sampler(result))}). Another one, or one steered towards the image, may draw it "
             "more often.",
-            "A “none found” would be no proof of anonymity; a leak says nothing about how often other images leak.",
+            "“Below tolerance” bounds a rate and is no proof of anonymity; a leak says nothing about how often other images "
+            "leak.",
         ]
     )
 
 
 def _verdict(result: AuditResult) -> str:
-    kind = {LEAK: "leak", NONE_FOUND: "none"}.get(result.verdict.verdict, "unsure")
+    kind = {LEAK: "leak", BELOW: "below"}.get(result.verdict.verdict, "unsure")
     settle = result.verdict.to_settle
     return (
         f'<section id="verdict" class="verdict {kind}">\n<p class="word">{_escape(_headline(result))}</p>\n'
@@ -1211,40 +1643,42 @@ def _verdict(result: AuditResult) -> str:
     )
 
 
-def _heads(result: AuditResult, first: str) -> list[str]:
-    """Heads of a table with one column a member."""
-    return [first, "Finding"] if len(result.tests) == 1 else [first, *(f"Member {test.row}" for test in result.tests)]
+def _by_member(result: AuditResult, rows: Sequence[Row], first: str) -> str:
+    """A table (HTML) with one column a member, or, where those are many, one line a member."""
+    if len(result.tests) <= MOST_SHOWN:
+        single = len(result.tests) == 1
+        return _table(
+            _shown(rows), [first, "Finding"] if single else [first, *(f"Member {t.row}" for t in result.tests)]
+        )
+    lines = [
+        _row(f"member_{test.row}", str(test.row), *(row.cells[i] for row in rows))
+        for i, test in enumerate(result.tests)
+    ]
+    return _table(_shown(lines), ["Member", *(_symbols(row.label) for row in rows)])
 
 
 def _evidence(result: AuditResult) -> str:
-    wanted = {
-        _count_cells: (
-            "samples detected as the target, |q|",
-            "rate of reproduction",
-            "expected of a memoriser, E|q| = n/N",
-            "leak test (H1: more than false hits)",
-            "rate seen with a power of 80 %",
-        ),
-        _search_cells: ("t50 (half the chains return)", "t50 of the held-out controls", "rank test of t50"),
-        _likelihood_cells: ("its rank among held-out targets",),
-    }
-    rows = [row for cells, labels in wanted.items() for row in _table_of(result, cells) if row[0] in labels]
-    rows = [("likelihood: " + label if label.startswith("its rank") else label, *rest) for label, *rest in rows]
-    used = [row for row in _detector_rows(result) if "used" in row[0]]
-    source = (
-        f"Samples, rates and times belong to the sampler ({_sampler(result)}), the likelihood to the "
-        f"{_density(result)}."
-    )
+    counts, search = _table_of(result, _count_rows), _table_of(result, _search_rows)
+    members = _pick(counts, "num_detected", "rate", "expected", "count_controls", "count_rank")
+    members += _pick(search, "t50", "t50_controls", "t50_rank")
+    used = _pick(_detector_rows(result), "gate_planted", "sensitivity_used", "false_used")
     return (
-        _table(_shown(rows), _heads(result, "Evidence"))
-        + _table(_shown(used), ["Detectors", "Finding"])
-        + f'<p class="soft">{_escape(source)}</p>\n'
+        "<h3>Tests of the model</h3>\n"
+        + _table(_shown(_model_rows(result)), ["Test", "Finding"])
+        + "<h3>Members</h3>\n"
+        + _by_member(result, members, "Evidence")
+        + "<h3>Detectors</h3>\n"
+        + _table(_shown(used), ["Measure", "Finding"])
+        + f'<p class="soft">Samples, rates and times belong to the sampler ({_escape(_sampler(result))}). The tests hold if '
+        "members and held-out targets differ in nothing but the training; they assume nothing of how the detectors err."
+        "</p>\n"
     )
 
 
 def _search_section(result: AuditResult, figures: dict[str, bytes]) -> str:
-    rows = _table_of(result, _search_cells)
-    *curve, _, controls, rank = (f"{label}: {'; '.join(values)}." for label, *values in rows)
+    rows = _table_of(result, _search_rows)
+    said = {row.id: f"{row.label}: {'; '.join(row.cells)}." for row in rows}
+    curve = [said[name] for name in ("t_prime", "t_prime_identity", "t_prime_alpha", "t50") if name in said]
     return (
         f"<p>Each target is noised to a time {_T} and denoised again, many times. How often it comes back as the "
         f"target is {_QM}. Probabilities are those of the sampler: {_escape(_sampler(result))}.</p>\n"
@@ -1252,32 +1686,46 @@ def _search_section(result: AuditResult, figures: dict[str, bytes]) -> str:
             figures,
             "search",
             f"Rate of return q_M(t) against time t. {' '.join(curve)}",
-            f"Rate of return of the member with exact intervals ({_percent(result.settings.confidence)}) and its "
-            "non-increasing fit; fits of the held-out controls in grey. A line at 0 is left out, and where "
+            f"Rate of return of each member with exact intervals ({_percent(result.settings.confidence)}) and its "
+            "non-increasing fit; fits of the held-out targets in grey. A line at 0 is left out, and where "
             f"{_T_PRIME} and {_T_ALPHA} agree, one hides the other.",
         )
         + _image(
             figures,
             "ranking",
-            f"t50 of members and controls on one axis. {controls} {rank}",
-            f"{_T50} of the member among the held-out controls, by the chains that all share. A triangle means "
+            f"t50 of members and held-out targets on one axis. {said['t50_controls']} {said['t50_rank']}",
+            f"{_T50} of members among the held-out targets, by the chains that all share. A triangle means "
             "“this or later”.",
         )
-        + _table(_shown(rows), _heads(result, "Measure"))
+        + _by_member(result, rows, "Measure")
         + f'<p class="soft">{_T_PRIME} grows with the number of chains and levels, so its value alone says little. '
-        f"{_T50} does not, but every good denoiser has one: what counts is how it compares with the controls.</p>\n"
+        f"{_T50} does not, but every good denoiser has one: what counts is how it compares with those of the held-out targets.</p>\n"
     )
 
 
-def _counting_section(result: AuditResult) -> str:
+def _counting_section(result: AuditResult, figures: dict[str, bytes]) -> str:
+    rows = _table_of(result, _count_rows)
+    said = "; ".join(cell for row in _pick(rows, "num_detected") for cell in row.cells)
+    controls = _control_counts(result.model.looks[-1].controls)
+    judges = "both detectors" if result.detector.marks else "the detector"
     return (
-        f"<p>{result.num_samples:,} images were drawn as any user would, and each was shown to {'both detectors' if result.detector.marks else 'the detector'}. "
+        f"<p>{result.num_samples:,} images were drawn as any user would, and each was shown to {judges}. "
         f"Probabilities are those of the sampler: {_escape(_sampler(result))}. The upper end of the interval allows "
         "for reproductions that the detectors miss.</p>\n"
-        + _table(_shown(_table_of(result, _count_cells)), _heads(result, "Measure"))
-        + _likeness_table(result)
-        + '<p class="soft">The paper’s test asks whether there are fewer reproductions than a perfect memoriser makes. '
-        "It can do so with reproductions among the samples and is no test of safety.</p>\n"
+        + _image(
+            figures,
+            "counts",
+            f"Counts of members and held-out targets on one axis. Members: {said}. Held-out targets: {controls}.",
+            f"{_Q} of members among those of the held-out targets, of all samples that were drawn; equal ones are stacked.",
+        )
+        + _by_member(result, rows, "Measure")
+        + f"<h3>{MODEL_BASED}</h3>\n"
+        + _by_member(result, _table_of(result, _model_based_rows), "Test")
+        + '<p class="soft">These rest on more than the comparison of equals, and are no part of the verdict. The paper’s '
+        "test asks whether there are fewer reproductions than a perfect memoriser makes, of which the detectors see the "
+        "share <i>s</i>, their sensitivity; it can do so with reproductions among the samples and is no test of safety. "
+        "The leak test bounds the member’s false hits by those of any held-out target; the third takes the held-out "
+        "targets’ counts to be those of gamma-distributed rates.</p>\n" + _likeness_table(result)
     )
 
 
@@ -1285,7 +1733,8 @@ def _likeness_table(result: AuditResult) -> str:
     """Pixel differences of the samples that are detected, and of the nearest that are not."""
     threshold = f"above {result.detector.threshold:g}"
     rows = [
-        (
+        _row(
+            f"{name}_{i}",
             f"{name} {i}",
             f"{each.target}",
             # Those of a model that learned nothing can be hundreds.
@@ -1309,15 +1758,17 @@ def _likeness_table(result: AuditResult) -> str:
 def _detectors_section(result: AuditResult, figures: dict[str, bytes], show_members: bool) -> str:
     confidence = _percent(result.settings.confidence)
     roc, thresholds = _roc_rows(result), [_threshold_row(result, at) for at in result.thresholds]
-    worst = "; ".join(f"{label}: area {area}" for label, area, *_ in roc)
+    worst = "; ".join(f"{row.label}: area {row.cells[0]}" for row in roc)
+    looked = len({at.threshold for at in result.thresholds})
     return (
         "<p>How often the detectors err, measured. False hits: real held-out images, and generated images that are "
-        "taken for a control, which the model never saw. The audited memoriser is a model that is known to "
-        "reproduce every training image, equally often: of it, the same audit must find the members and no control."
+        "taken for a held-out target, which the model never saw. Sensitivity: of each target’s copies the share that is "
+        "seen, and the mean over targets; copies of one target are no independent looks. The audited memoriser is a model "
+        "that is known to reproduce every training image, equally often: of it, the same audit must find the members."
         "</p>\n"
         + _table(_shown(_detector_rows(result)), ["Measure", "Finding"])
-        + "<h3>Audit of the auditor</h3>\n<p>Where one of these fails, nothing that this audit says of the model counts, "
-        "and the verdict is “inconclusive”.</p>\n"
+        + "<h3>Audit of the auditor</h3>\n<p>Where the memoriser is not found, nothing that this audit says of the model "
+        "counts, and the verdict is “inconclusive”. What is told of the held-out targets informs and vetoes nothing.</p>\n"
         + _table(_shown(_self_rows(result)), ["Test", "Outcome"])
         + "<h3>Errors by condition</h3>\n"
         + _image(
@@ -1336,13 +1787,23 @@ def _detectors_section(result: AuditResult, figures: dict[str, bytes], show_memb
             + _image(
                 figures,
                 "thresholds",
-                "Hits, false hits, t' and t50 against the threshold of the detectors: the table beneath has the numbers.",
+                "Counts of members and held-out targets, t' and t50 against the threshold of the detectors: the table beneath has the numbers.",
                 "How the answer depends on the threshold above which a score counts.",
             )
             + _table(
                 _shown(thresholds),
-                ["Threshold", _Q, "False hits", "Leak test p", "Sensitivity, low noise", _T_PRIME, _T50],
+                [
+                    "Threshold",
+                    _Q,
+                    "Most of any held-out target",
+                    "<i>p</i>, all members",
+                    "Sensitivity, low noise",
+                    _T_PRIME,
+                    _T50,
+                ],
             )
+            + f'<p class="soft">{_plural(looked, "threshold")} {"was" if looked == 1 else "were"} looked at. Only the one in '
+            "use is tested at the level; the others’ numbers are descriptive and not corrected for their number.</p>\n"
             if thresholds
             else ""
         )
@@ -1350,7 +1811,7 @@ def _detectors_section(result: AuditResult, figures: dict[str, bytes], show_memb
             figures,
             "classifiers",
             "Losses of the classifiers in training and validation against the epoch.",
-            "Losses of the classifiers in training and in validation, by which the best epoch was chosen.",
+            "Losses of the classifiers in training and in validation.",
         )
         + (_error_pictures(result, figures) if show_members else "")
     )
@@ -1375,11 +1836,25 @@ def _error_pictures(result: AuditResult, figures: dict[str, bytes]) -> str:
     )
 
 
-def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
-    members = "; ".join(f"member {test.row}: {_fixed(test.bits_per_dim, 2)}" for test in result.tests)
-    means = "; ".join(f"{label} {value}" for label, value in map(_group, result.nll))
+def _canaries_section(result: AuditResult) -> str:
     return (
-        f"<p>The density belongs to the {_escape(_density(result))}, not to the sampler that was searched and counted "
+        "<p>Each canary was put into the training data, or left out, by a fair coin of its own. How well one score, "
+        "declared before it was looked at, tells the two sides apart bounds from below the ε of any (ε, δ) that the "
+        "training could claim (Steinke, Nasr and Jagielski 2023). Few canaries can show little: a small ε here is no "
+        "privacy.</p>\n" + _table(_shown(_canary_rows(result)), ["Measure", "Finding"])
+    )
+
+
+def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
+    if not result.nll and not result.nll_members:
+        return "<p>No likelihoods were computed.</p>\n"
+    members = "; ".join(f"member {each.row}: {_fixed(each.bits_per_dim, 2)}" for each in result.nll_members)
+    groups = [_group(group) for group in result.nll]
+    means = "; ".join(f"{row.label} {row.cells[0]}" for row in groups)
+    over_training = _snapshot_rows(result)
+    return (
+        f"<p>Descriptive, no part of the verdict. The density belongs to the {_escape(_density(result))}, not to the sampler "
+        "that was searched and counted "
         "above; with a learned score the two differ, and the numbers are not to be compared. Its size depends on "
         "<i>t</i><sub>min</sub>. Bits/dim are those of the bytes: a byte is 1/128 wide in model range, which adds "
         "log<sub>2</sub> 128 = 7 bits to −log<sub>2</sub> of the density of each pixel and channel. Images whose equation "
@@ -1390,12 +1865,8 @@ def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
             f"Bits per dimension by group. {members}; {means}.",
             "NLL of images by group (histograms over shared bins), each group’s mean, and the members (lines).",
         )
-        + _table(_shown(_table_of(result, _likelihood_cells)), _heads(result, "Measure"))
-        + (
-            _table(_shown([_group(group) for group in result.nll]), ["Group", "NLL in bits/dim"])
-            if result.nll
-            else "<p>No likelihoods were computed.</p>\n"
-        )
+        + (_by_member(result, _likelihood_rows(result), "Measure") if result.nll_members else "")
+        + (_table(_shown(groups), ["Group", "NLL in bits/dim"]) if groups else "")
         + (
             "<h3>How these densities came about</h3>\n"
             + _table(_shown(_diagnostic_rows(result)), ["Group", "Parts, noise and cost"])
@@ -1410,10 +1881,10 @@ def _likelihood_section(result: AuditResult, figures: dict[str, bytes]) -> str:
             + _image(
                 figures,
                 "snapshots",
-                f"Bits per dimension against the training step. {'; '.join(f'{a}: {b}' for a, b in _snapshot_rows(result))}.",
+                f"Bits per dimension against the training step. {'; '.join(f'{row.label}: {row.cells[0]}' for row in over_training)}.",
                 "NLL of the members, and means of the other groups, by length of training.",
             )
-            + _table(_shown(_snapshot_rows(result)), ["Training", "NLL in bits/dim"])
+            + _table(_shown(over_training), ["Training", "NLL in bits/dim"])
             if result.snapshots
             else ""
         )
@@ -1426,13 +1897,14 @@ def _bound_section(result: AuditResult, figures: dict[str, bytes]) -> str:
     single, parts = len(result.bound) == 1, []
     for found in result.bound:
         cells = [
-            (
+            _row(
+                f"cell_{i}",
                 f"{cell.t_low:.3f} to {cell.t_high:.3f}",
                 f"{_fixed(cell.log_sup, 1)} at t = {cell.t_sup:.3f}",
                 _fixed(cell.log_term, 1),
                 f"{_fixed(cell.effective, 1)} of {cell.num_chains}",
             )
-            for cell in found.cells
+            for i, cell in enumerate(found.cells)
         ]
         parts += [
             "" if single else f"<h3>Member {found.row}</h3>\n",
@@ -1454,7 +1926,7 @@ def _bound_section(result: AuditResult, figures: dict[str, bytes]) -> str:
         + _image(
             figures,
             "bound",
-            f"Log of the mean density of chain ends against t. {'; '.join(f'{a}: {b}' for a, b in _bound_rows(result.bound[0]))}.",
+            f"Log of the mean density of chain ends against t. {'; '.join(f'{row.label}: {row.cells[0]}' for row in _bound_rows(result.bound[0]))}.",
             "Mean density of the chains’ ends by the time they started from, in logarithms, and its sup over each cell.",
         )
         + "".join(parts)
@@ -1476,9 +1948,9 @@ def _pictures_section(result: AuditResult, figures: dict[str, bytes], show_membe
         + _image(
             figures,
             "targets",
-            f"{k} member and {len(_controls(result))} held-out targets{' above their originals' if result.stamped else ''}.",
+            f"{_plural(k, 'member')} and {result.model.num_count_controls} held-out targets{' above their originals' if result.stamped else ''}.",
             f"Targets{' with their fingerprints, beneath each its original' if result.stamped else ''}. Members {frame} "
-            "come first.",
+            f"come first (at most {_MAX_TILES} targets).",
         )
         + _returns_pictures(result, figures)
         + "<h3>Samples detected as a member</h3>\n"
@@ -1538,7 +2010,7 @@ def _training_section(training: Training, figures: dict[str, bytes], show_member
     speed = ", ".join(f"{float(f'{value:.2g}'):,g} {unit}/s" for value, unit in rates if math.isfinite(value))
     width = 1 / max(len(training.loss_by_t), 1)
     rows = [
-        (f"{i * width:.1f} to {(i + 1) * width:.1f}", MISSING if loss is None else f"{loss:.3g}")
+        _row(f"loss_{i}", f"{i * width:.1f} to {(i + 1) * width:.1f}", MISSING if loss is None else f"{loss:.3g}")
         for i, loss in enumerate(training.loss_by_t)
     ]
     return (
@@ -1563,46 +2035,62 @@ def _training_section(training: Training, figures: dict[str, bytes], show_member
     ) or "<p>No loss was logged.</p>\n"
 
 
-def _flat(value: Any, name: str = "") -> Rows:
+def _flat(value: Any, name: str = "") -> list[Row]:
     """Nested dictionaries as rows with dotted labels.
 
-    >>> _flat({"a": {"b": 1}, "c": [2, 3]})
-    [('a.b', '1'), ('c', '[2, 3]')]
+    >>> [(row.label, row.cells) for row in _flat({"a": {"b": 1}, "c": [2, 3]})]
+    [('a.b', ('1',)), ('c', ('[2, 3]',))]
     """
     if isinstance(value, dict):
         return [row for key, item in value.items() for row in _flat(item, f"{name}.{key}" if name else str(key))]
-    return [(name, value if isinstance(value, str) else json.dumps(value, default=str))]
+    return [_row(name, name, value if isinstance(value, str) else json.dumps(value, default=str))]
+
+
+def _method_rows(result: AuditResult) -> list[Row]:
+    k = len(result.tests)
+    chains = _counts(sum(member.curve.num_chains) for member, _ in _members(result))
+    return [
+        _row("sampler", "sampler", result.sampler),
+        _row("sde", "SDE", result.sde),
+        _row("levels", "levels of the time grid", f"{result.num_levels:,}"),
+        _row("num_train", "training images, N", f"{result.num_train:,}"),
+        _row("num_samples", "plain samples, n", f"{result.num_samples:,}"),
+        _row("targets", "targets", f"{_plural(k, 'member')}, {_held_out_targets(result)}"),
+        _row("chains", "chains of the members", chains),
+        _row("density", "likelihood", _density(result)),
+        *_evaluation_rows(result),
+    ]
+
+
+def _setting_rows(result: AuditResult) -> list[Row]:
+    settings, looks = result.settings, result.model.planned_looks
+    share = "" if len(looks) == 1 else f", shared by {len(looks)} looks: {settings.count_level / len(looks):.2g} each"
+    rows = [
+        _row("level", "level of all tests together", f"{settings.level:g}"),
+        _row("count_level", "of it for counts", f"{settings.count_level:g}{share}"),
+        _row("t50_level", "of it for t50", f"{settings.t50_level:g}"),
+        _row("looks", "looks at the counts that were declared", f"n = {_counts(looks)}"),
+        _row("tolerance", "tolerance", _tolerance(result)),
+        _row("confidence", "confidence of intervals", _percent(settings.confidence)),
+    ]
+    if result.canaries:
+        rows.append(_row("canary_score", "score of the canaries", _SCORES[settings.canary_score]))
+    return rows
 
 
 def _method_section(result: AuditResult) -> str:
-    k = len(result.tests)
-    method = [
-        ("sampler", result.sampler),
-        ("SDE", result.sde),
-        ("levels of the time grid", f"{result.num_levels:,}"),
-        ("training images, N", f"{result.num_train:,}"),
-        ("plain samples, n", f"{result.num_samples:,}"),
-        ("targets", f"{_plural(k, 'member')}, {len(_controls(result))} held-out"),
-        ("chains of the members", _counts(sum(member.curve.num_chains) for member, _ in _members(result))),
-        ("likelihood", _density(result)),
-        *_evaluation_rows(result),
-    ]
-    shared = f", shared by {k} members" if k > 1 else ""
-    settings = [
-        ("level of the leak test", f"{result.settings.leak_level:g}{shared}"),
-        ("level of the rank test", f"{result.settings.rank_level:g}{shared}"),
-        ("sensitivity that “none found” needs", f"{result.settings.min_sensitivity:g}"),
-        ("confidence of intervals", _percent(result.settings.confidence)),
-    ]
     return (
-        _table(_shown(method))
+        _table(_shown(_method_rows(result)))
         + "<h3>Settings of the verdict</h3>\n"
-        + _table(_shown(settings))
-        + "<p>The verdict is <em>leak</em> if the leak test (reproduced) or the rank test (memorised) rejects; "
-        "<em>none found</em> if neither does, the detectors are sensitive enough and a rate of 1/<i>N</i> would have "
-        "been seen with a power of 80 %; else <em>inconclusive</em>.</p>\n"
+        + _table(_shown(_setting_rows(result)))
+        + "<p>The verdict is <em>leak</em> if the counts (reproduced) or "
+        + f"{_T50} (memorised) reject: members against held-out targets, by ranks. It is <em>below tolerance</em> if the upper "
+        "limit of every member’s rate, over the lower limit of the detectors’ sensitivity, is below the tolerance, no member "
+        f"is counted more often than every held-out target, and {_T50} does not reject. Else, and wherever the audited "
+        "memoriser is not found, it is <em>inconclusive</em>.</p>\n"
         + (
-            "<h3>Provenance</h3>\n" + _table([map(_escape, row) for row in _flat(result.provenance)])
+            "<h3>Provenance</h3>\n"
+            + _table([[_escape(row.label), *map(_escape, row.cells)] for row in _flat(result.provenance)])
             if result.provenance
             else ""
         )
@@ -1637,7 +2125,8 @@ def to_html(result: AuditResult, figures: dict[str, bytes], training: Training, 
     sections = {
         "Evidence": _evidence(result),
         "Search": _search_section(result, figures),
-        "Counting": _counting_section(result),
+        "Counting": _counting_section(result, figures),
+        **({"Canaries": _canaries_section(result)} if result.canaries else {}),
         "Detectors": _detectors_section(result, figures, show_members),
         "Likelihood": _likelihood_section(result, figures),
         "Bound": _bound_section(result, figures),

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 
 from . import classifier
 from .artifacts import Checkpoints, MetricsLog, read_json, tree_digest, write_json
+from .calibration import Calibration
 from .chains import NO_TARGET, Engine, make_engine, make_work, run_chains
 from .checks import check
 from .classifier import DetectorData
 from .config import Config, describe_config
-from .data.plant import Planted, describe, held_out_rows, plant
+from .data.plant import Candidates, Planted, assign, describe, held_out_rows, plant
 from .data.source import load
 from .detection import Detector
 from .fingerprint import dequantize, to_bytes, to_model
@@ -34,11 +35,13 @@ from .sde import Process, TimeGrid
 from .training import TrainState, init_state
 from .types import Key, ScoreFn
 
-RESULTS = ("data", "score", "classifiers", "count", "search", "likelihood", "bound")
+RESULTS = ("data", "classifiers", "score", "count", "search", "likelihood", "bound")
+# Each stage's random stream. Never renumber: a new stage takes a new number.
+STREAMS = {"data": 0, "score": 1, "classifiers": 2, "count": 3, "search": 4, "likelihood": 5, "bound": 6}
 NEEDS = {
     "data": (),
-    "score": ("data",),
     "classifiers": ("data",),
+    "score": ("data", "classifiers"),
     "count": ("score", "classifiers"),
     "search": ("score", "classifiers"),
     "likelihood": ("score",),
@@ -55,6 +58,7 @@ class Run:
 
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
+        self._planted: dict[tuple[int, ...], Planted] = {}
 
     def path(self, stage: str) -> Path:
         """Result file of a stage."""
@@ -82,7 +86,7 @@ class Run:
 
     def key(self, stage: str) -> Key:
         """Root of a stage's draws."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), RESULTS.index(stage))
+        return jax.random.fold_in(jax.random.key(self.config.seed), STREAMS[stage])
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Checkpoints of one network; those trained on other data have another name."""
@@ -109,10 +113,12 @@ class Run:
         return MetricsLog(self.workdir / "metrics.jsonl", tensorboard=events)
 
     @functools.cached_property
-    def data(self) -> tuple[Planted, dict[str, Any]]:
+    def data(self) -> tuple[Candidates, dict[str, Any]]:
         """Planted images, and what data.json says of them; the same from the same seed on any machine."""
         splits = load(self.config.data)
-        planted = plant(splits, self.config.data)
+        candidates = plant(splits, self.config.data)
+        # As if no target were dropped: too few training images are refused before any compute.
+        planted = assign(candidates, self.config.data)
         side = planted.train.shape[1:3]
         settings = self.model.settings
         factor = settings.downsampling
@@ -136,20 +142,20 @@ class Run:
                     expected=f"{wanted}, as the model of score.path",
                     fix="give the images that it was trained on (data.side, data.repeat_grey)",
                 )
-        held_out = planted.test[held_out_rows(planted)]
+        held_out = candidates.test[held_out_rows(candidates)]
         for part, name in ((planted.val, "val"), (held_out, "test")):
             if name == "val" and not self.config.data.stamp:
                 continue
             got = "no images" if not len(planted.test) or name == "val" else "no image that is not in train or val too"
             check(len(part) > 0, f"{name} split", got=got, expected="at least one", fix="add held-out images")
         check(
-            len(planted.train) + len(planted.reserve) * bool(self.classifier_names) > self.config.data.num_members,
+            len(candidates.rest) > 0,
             "train split",
             got="no image but the targets",
             expected="others beside them",
             fix="add images or plant fewer targets",
         )
-        content = json.loads(json.dumps(describe(splits, planted, self.config.data)))
+        content = json.loads(json.dumps(describe(splits, candidates, self.config.data)))
         self._check_reused(content)
         if self.path("data").is_file():
             before = self.result("data")
@@ -160,17 +166,35 @@ class Run:
                 expected="the ones this run began with",
                 fix="restore the data, or use another --workdir",
             )
-        return planted, content
+        return candidates, content
+
+    @property
+    def candidates(self) -> Candidates:
+        """Targets before membership is drawn."""
+        return self.data[0]
 
     @property
     def planted(self) -> Planted:
-        """Planted images."""
-        return self.data[0]
+        """Planted images; before the stage classifiers has said which targets it drops, as if it dropped none."""
+        dropped = self.result("classifiers")["dropped"] if self.path("classifiers").is_file() else []
+        return self.planted_without(dropped)
+
+    def planted_without(self, dropped: Sequence[int]) -> Planted:
+        """Membership drawn among all candidates but these rows."""
+        key = tuple(dropped)
+        if key not in self._planted:
+            self._planted[key] = assign(self.candidates, self.config.data, dropped=key)
+        return self._planted[key]
+
+    @property
+    def num_searched(self) -> int:
+        """Targets that have chains: members and search controls."""
+        return self.planted.num_members + self.planted.num_controls
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c)."""
-        return self.planted.train.shape[1:]
+        return self.candidates.targets.shape[1:]
 
     @functools.cached_property
     def grid(self) -> TimeGrid:
@@ -327,13 +351,13 @@ class Run:
     @functools.cached_property
     def classifier_models(self) -> tuple[Any, Any]:
         """Fingerprint and identity networks."""
-        return classifier.make_models(self.config.resnet, len(self.planted.targets))
+        return classifier.make_models(self.config.resnet, len(self.candidates.targets))
 
     def detector_data(self, images: np.ndarray) -> DetectorData:
-        """What the detectors' examples are drawn from: `images` that are no target, as bytes, and all targets."""
-        planted = self.planted
-        centers = np.asarray([(target.row, target.col) for target in planted.record], np.int32)
-        return DetectorData(to_model(images), to_model(planted.originals), centers)
+        """What the detectors' examples are drawn from: `images` that are no target, as bytes, and all candidates."""
+        candidates = self.candidates
+        centers = np.asarray([(target.row, target.col) for target in candidates.record], np.int32)
+        return DetectorData(to_model(images), to_model(candidates.originals), centers)
 
     @functools.cached_property
     def reused(self) -> dict[str, Any] | None:
@@ -390,7 +414,7 @@ class Run:
             (
                 theirs["sha256"]["targets"] == content["sha256"]["targets"],
                 "targets",
-                "give both runs the same data, data.seed, data.num_members and data.num_controls",
+                "give both runs the same data, data.seed and numbers of targets",
             ),
             # Its own training images are among these, so that none of them is held out here.
             (theirs["identity"] == content["identity"], "images", "give both runs the same data"),
@@ -412,7 +436,7 @@ class Run:
     @property
     def held_out(self) -> np.ndarray:
         """Images that no network of this run, nor of one whose classifiers it uses, was trained on."""
-        return self.planted.test[held_out_rows(self.planted)]
+        return self.candidates.test[held_out_rows(self.candidates)]
 
     @property
     def classifier_names(self) -> tuple[str, ...]:
@@ -424,13 +448,19 @@ class Run:
     @functools.cached_property
     def detector(self) -> Detector:
         """What judges images: the trained classifiers, one of them, or the nearest training images."""
-        settings = self.config.classifiers
+        planted = self.planted
         if not self.classifier_names:
-            others = self.planted.train[self.config.data.num_members :]
-            return make_nearest_detector(to_model(others), self.targets, settings)
-        found = {name: self.restore_classifier(name).best_variables for name in self.classifier_names}
-        _check_weights("classifiers", tree_digest(list(found.values())), self.result("classifiers")["weights_sha256"])
-        return classifier.make_classifier_detector(self.classifier_models, *map(found.get, classifier.NAMES))
+            others = planted.train[planted.num_members :]
+            return make_nearest_detector(to_model(others), self.targets, self.config.classifiers)
+        found = {name: self.restore_classifier(name).averaged for name in self.classifier_names}
+        result = self.result("classifiers")
+        _check_weights("classifiers", tree_digest(list(found.values())), result["weights_sha256"])
+        return self.make_detector(found, result["calibration"], planted.rows)
+
+    def make_detector(self, variables: dict[str, Any], calibration: dict[str, Any], rows: np.ndarray) -> Detector:
+        """Detector by classifiers, with the heads of the candidates in `rows`."""
+        thresholds = Calibration(calibration["fingerprint"], np.asarray(calibration["identity"], np.float32))
+        return classifier.make_classifier_detector(self.classifier_models, variables, calibration=thresholds, rows=rows)
 
     def restore_classifier(self, name: str, *, of: "Run | None" = None) -> Any:
         """State in which the training of a classifier ended, here or in another run."""

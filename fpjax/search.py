@@ -276,6 +276,7 @@ def search(
     settings: SearchSettings,
     *,
     num_members: int,
+    num_searched: int | None = None,
     key: Key,
     path: Path | None = None,
     **options: Any,
@@ -286,6 +287,7 @@ def search(
       targets: (k, h, w, c) float32 in model range, members first.
       detect: a jitted `DetectFn`.
       num_members: how many of the targets were trained on.
+      num_searched: the first so many targets have chains; None: all.
       key: root of every chain's key.
       path: where an interrupted run is kept, each look in a file of its own; None: nowhere.
       **options: `threshold`, `thresholds` and `log` of `count_returns`.
@@ -294,7 +296,7 @@ def search(
     seen, found = Seen(none, none.copy()), []
     for number in itertools.count():
         look = STRATEGIES[settings.strategy](plan, seen) if settings.member_chains else None
-        parts = [rank_work(settings, engine.grid, len(targets))] * (number == 0)
+        parts = [rank_work(settings, engine.grid, num_searched or len(targets))] * (number == 0)
         parts += [look_work(settings, look)] if look else []
         if not parts:
             break

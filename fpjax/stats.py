@@ -9,22 +9,26 @@ h_i ~ Bin(c_i, q(t_i)), or a count of hits among n samples from the prior, Bin(n
   (Ayer et al. 1955), the maximum-likelihood fit under that order;
 - t' (arXiv:2306.01363, Alg. 1): the largest t with a hit. It grows with the number of chains; t'_alpha, the end of the
   initial run of levels whose rate is shown to exceed a floor, does not;
-- tests: of "the rate is 1/N" against a lower one (the paper's), of "the rate is at most the false-positive rate"
-  against a higher one (a leak), and of "the member is exchangeable with its controls" (a rank);
+- tests that decide: of "members are exchangeable with their controls" (a rank, a permutation), with Holm's adjustment
+  for several, and of "the rate is 1/N" against a lower one (the paper's);
+- model-based p-values that inform at most: of "the rate is at most the false-positive rate" (all heads err alike), and
+  of a count among gamma-Poisson ones;
 - detectors: the area under a ROC curve from counts above thresholds, and whether heads err equally often.
 
 A test of level a rejects when p <= a; each p-value here satisfies P(p <= a) <= a under its hypothesis, for every a.
+The gamma-Poisson one does so only as far as its fit is right.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq, isotonic_regression
+from scipy.optimize import brentq, isotonic_regression, minimize_scalar
 from scipy.stats import beta as beta_distribution
-from scipy.stats import binom, norm
+from scipy.stats import binom, nbinom, norm, rankdata
 
 from .checks import check, in_range, one_of
 
@@ -140,6 +144,18 @@ def isotonic_rate(hits: Counts, chains: Counts) -> NDArray:
     return _non_increasing(hits / chains, chains)
 
 
+def _smoothed(hits: NDArray, chains: NDArray) -> NDArray:
+    """The isotonic fit after half a hit and half a miss at each level."""
+    return _non_increasing((hits + 0.5) / (chains + 1), chains + 1)
+
+
+def _off_the_ends(hits: NDArray, chains: NDArray) -> NDArray:
+    """The isotonic fit; where it is 0 (1), half a hit (half a miss) is spread over all those chains."""
+    rate = isotonic_rate(hits, chains)
+    least, most = (0.5 / max(chains[rate == end].sum(), 1) for end in (0, 1))
+    return np.where(rate == 0, least, np.where(rate == 1, 1 - most, rate))
+
+
 def _crossing(times: NDArray, rates: NDArray) -> float:
     """Where non-increasing rates, joined by lines and 1 at t = 0, fall below 1/2; the last time if they never do."""
     times, rates = np.append(0.0, times), np.append(1.0, rates)
@@ -217,8 +233,9 @@ def t50_interval(
     times = _curve(times, hits, chains)
     _inside("confidence", confidence)
     check(resamples >= 100, "resamples", got=resamples, expected="at least 100", fix="use 1000")
-    smooth = _non_increasing((hits + 0.5) / (chains + 1), chains + 1)
-    redrawn = np.random.default_rng(seed).binomial(chains, smooth, size=(resamples, len(times))) / chains
+    redrawn = (
+        np.random.default_rng(seed).binomial(chains, _smoothed(hits, chains), size=(resamples, len(times))) / chains
+    )
     crossings = [_crossing(times, _non_increasing(rates, chains)) for rates in redrawn]
     low, high = np.quantile(crossings, [(1 - confidence) / 2, (1 + confidence) / 2])
     estimate = _crossing(times, _non_increasing(hits / chains, chains))
@@ -255,8 +272,12 @@ def t_prime_range(times: Values, hits: Counts, chains: Counts, *, coverage: floa
     """Where t' of another search with the same levels and chains would fall, at the fitted curve.
 
     P(t' <= t_i) is the product of (1 - q_j)^chains_j over the levels above i, exactly, at the isotonic fit q. Where
-    the fit is zero one half of a hit is spread over all those chains, so that the upper end can lie above t'. Unlike
-    the interval of a parameter it does not shrink with more chains: t' itself grows with them.
+    the fit is 0 (or 1) half a hit (a miss) is spread over all those chains, so that the ends can lie above (below) t'.
+    Unlike the interval of a parameter it does not shrink with more chains: t' itself grows with them.
+
+    In simulations at 0.95 (nine shapes of q, 1 to 64 chains at 20 to 200 levels) it covered 0.92 to 1.00 of the
+    repeats. Without the half miss: the same from 2 chains on, but down to 0.76 with one. Half a hit at *each* level,
+    which `t_prime_alpha_range` needs, would put t' near the top always: down to 0.
 
     >>> t_prime_range([0.2, 0.4, 0.6], [16, 16, 0], [16, 16, 16])
     Interval(lower=0.4, upper=0.6)
@@ -276,10 +297,8 @@ def t_prime_range(times: Values, hits: Counts, chains: Counts, *, coverage: floa
     hits, chains = _counts(hits, chains)
     times = _curve(times, hits, chains)
     _inside("coverage", coverage)
-    rate = isotonic_rate(hits, chains)
-    rate = np.where(rate > 0, rate, 0.5 / max(chains[rate == 0].sum(), 1))
     # Misses of all levels from i on; at i = 0 there is no hit at all.
-    log_miss = chains * np.log1p(-np.minimum(rate, 1 - 1e-12))
+    log_miss = chains * np.log1p(-_off_the_ends(hits, chains))
     at_most = np.exp(np.append(np.cumsum(log_miss[::-1])[::-1], 0.0))
     return _central(np.append(0.0, times), at_most, coverage)
 
@@ -325,14 +344,19 @@ def t_prime_alpha(times: Values, hits: Counts, chains: Counts, *, floor: float, 
 def t_prime_alpha_range(
     times: Values, hits: Counts, chains: Counts, *, floor: float, alpha: float = 0.05, coverage: float = 0.95
 ) -> Interval[float]:
-    """Where t'_alpha of another search with the same levels and chains would fall, at the fitted curve.
+    """Where t'_alpha of another search with the same levels and chains would fall, at the fitted curves.
 
-    P(t'_alpha >= t_i) is the product over the levels up to i of the probabilities that each passes its test, at the
-    isotonic fit; where all chains returned, half a miss is spread over them. More levels make more chances to stop, so
-    that t'_alpha of a fine grid is lower than that of a coarse one: compare searches by these ranges.
+    P(t'_alpha >= t_i) is the product over the levels up to i of the probabilities that each passes its test. The range
+    holds those at two fits: the isotonic one, with half a miss spread over the levels where all chains returned, and
+    that of (hits + 1/2) / (chains + 1), which allows for levels that were lucky. More levels make more chances to
+    stop, so that t'_alpha of a fine grid is lower than that of a coarse one: compare searches by these ranges.
+
+    In simulations at 0.95 (nine shapes of q, 20 to 1000 levels) it covered 0.96 to 1.00 of the repeats with 16 or 64
+    chains and 0.91 to 1.00 with 1 to 4. The first fit alone: 0.71 to 1.00. The second alone: as good as both from 16
+    chains on, down to 0 with one chain a level, where half a hit is no small change.
 
     >>> t_prime_alpha_range([0.2, 0.4, 0.6], [16, 8, 0], [16, 16, 16], floor=0.01)
-    Interval(lower=0.4, upper=0.4)
+    Interval(lower=0.4, upper=0.6)
 
     Args:
       times: strictly increasing, in (0, 1].
@@ -353,12 +377,13 @@ def t_prime_alpha_range(
     check(0 <= floor < 1, "floor", got=floor, expected="a rate in [0, 1)", fix="use max(1/N, false-positive rate)")
     _inside("alpha", alpha)
     _inside("coverage", coverage)
-    rate = isotonic_rate(hits, chains)
-    rate = np.where(rate < 1, rate, 1 - 0.5 / max(chains[rate == 1].sum(), 1))
     # The limit exceeds the floor where so many hits or more have a probability below alpha there.
     needed = binom.isf(alpha, chains, floor) + 1
-    reached = np.cumprod(binom.sf(needed - 1, chains, rate))
-    return _central(np.append(0.0, times), np.append(1 - reached, 1.0), coverage)
+    reached = [np.cumprod(binom.sf(needed - 1, chains, fit(hits, chains))) for fit in (_off_the_ends, _smoothed)]
+    lower, upper = zip(
+        *(_central(np.append(0.0, times), np.append(1 - r, 1.0), coverage) for r in reached), strict=True
+    )
+    return Interval(min(lower), max(upper))
 
 
 def rank_p_value(member: float, controls: Values) -> float:
@@ -388,11 +413,159 @@ def rank_p_value(member: float, controls: Values) -> float:
     return float((1 + np.sum(controls >= member)) / (controls.size + 1))
 
 
-def fewer_than_expected_p(hits: Count, samples: Count, rate: float) -> float:
-    """The paper's test (arXiv:2306.01363, section 4): P(Bin(samples, rate) <= hits).
+_EXACT = 20_000  # K (K + H) up to which choices are counted: under a second
+
+
+def permutation_p(members: Values, controls: Values, *, seed: int, draws: int = 9999) -> float:
+    """P-value of "members are exchangeable with controls" against larger members, by the sum of their mid-ranks.
+
+    The sum for the K members among all K + H values (ties share their mid-rank) is compared with that for every choice
+    of K values: the share of the binom(K + H, K) choices whose sum is theirs or larger, counted exactly (rank by rank,
+    as for Wilcoxon's test with ties). Where K (K + H) is above 20,000 choices are drawn instead, (1 + #{drawn sum >=
+    theirs}) / (draws + 1) (Phipson & Smyth 2010). One member's is `rank_p_value`. Only the order of the values matters,
+    so heads may err at unequal rates, as long as which of them are the members' was drawn at random.
+
+    >>> permutation_p([7], [0] * 99, seed=0), round(1 / permutation_p([3, 2], [0] * 19, seed=0))
+    (0.01, 210)
+
+    Args:
+      members: statistic of each of the K >= 1 members, larger for more memorised; infinite values are in order.
+      controls: the same statistic of the H >= 0 controls.
+      seed: of the draws, where there are any.
+      draws: how many, at least 999.
+
+    Returns:
+      A p-value in (0, 1]; 1 without controls.
+
+    Raises:
+      RequestError: if a value is NaN, there is no member, or there are too few draws.
+    """
+    members, controls = np.asarray(members, dtype=float), np.asarray(controls, dtype=float)
+    both = np.append(members, controls)
+    ok = members.ndim == controls.ndim == 1 and members.size > 0 and not bool(np.isnan(both).any())
+    got = f"members {members.tolist()}, controls of shape {controls.shape} with {np.isnan(controls).sum()} NaN"
+    fix = "drop targets without a value"
+    check(ok, "permutation test", got=got, expected="numbers, one row of members and one of controls", fix=fix)
+    check(draws >= 999, "draws", got=draws, expected="at least 999", fix="use 9999")
+    k = members.size
+    # Doubled mid-ranks are integers, so that equal sums compare as equal.
+    ranks = np.rint(2 * rankdata(both)).astype(int)
+    theirs = int(ranks[:k].sum())
+    if k * both.size <= _EXACT:
+        # ways[i, s]: choices of i of the values so far whose ranks add up to s.
+        ways = np.zeros((k + 1, int(np.sort(ranks)[-k:].sum()) + 1))
+        ways[0, 0] = 1
+        for rank in ranks:
+            ways[1:, rank:] += ways[:-1, : ways.shape[1] - rank]
+        return float(ways[k, theirs:].sum() / ways[k].sum())
+    values, counts = np.unique(ranks, return_counts=True)
+    # How many of each rank a random choice of K takes.
+    taken = np.random.default_rng(seed).multivariate_hypergeometric(counts, members.size, size=draws, method="count")
+    return float((1 + np.sum(taken @ values >= theirs)) / (draws + 1))
+
+
+def critical_count(controls: Values, *, num_members: int, level: float, seed: int) -> int | None:
+    """The smallest count that, were it that of each member, would give `permutation_p` <= level.
+
+    >>> critical_count([0] * 98 + [5], num_members=1, level=0.02, seed=0)
+    1
+    >>> critical_count([0] * 98 + [5], num_members=1, level=0.01, seed=0)
+    6
+
+    Args:
+      controls: counts of the H >= 0 controls, integers of 0 or more.
+      num_members: K >= 1.
+      level: in (0, 1).
+      seed: of the draws.
+
+    Returns:
+      A count of 1 or more; None if no count does, because the smallest p-value of so few is above the level.
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    controls = np.asarray(controls, dtype=None if len(controls) else int)
+    _counts(controls, np.maximum(controls, 1))
+    check(num_members >= 1, "num_members", got=num_members, expected="1 or more", fix="give the number of members")
+    _inside("level", level)
+    # Ranks change only at a control's count and one above it; the p-value falls along these.
+    tried = np.union1d(controls, controls + 1).tolist()
+    at = bisect.bisect_left(
+        tried, True, key=lambda count: permutation_p([count] * num_members, controls, seed=seed) <= level
+    )
+    return int(tried[at]) if at < len(tried) else None
+
+
+def holm(p_values: Values) -> NDArray:
+    """P-values adjusted for their number by Holm (1979): valid together, whatever their dependence.
+
+    Rejecting those that are at most a errs anywhere with probability at most a.
+
+    >>> holm([0.01, 0.04, 0.03])
+    array([0.03, 0.06, 0.06])
+
+    Args:
+      p_values: one row of numbers in [0, 1].
+
+    Returns:
+      As many in the same order: of the i-th smallest of n the largest (n - j + 1) p_j with j <= i, at most 1.
+
+    Raises:
+      RequestError: if they are not as above.
+    """
+    p = np.asarray(p_values, dtype=float)
+    ok = p.ndim == 1 and bool(np.all((p >= 0) & (p <= 1)))
+    check(ok, "p-values", got=p.tolist(), expected="one row of numbers in [0, 1]", fix="drop tests without a value")
+    order, adjusted = np.argsort(p), np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
+    return adjusted
+
+
+def gamma_poisson_p(member: Count, controls: Values) -> float:
+    """Model-based P(C >= member) for a control's count C; **decides nothing**.
+
+    Counts are taken as Poisson with means that a gamma distribution gives each head, that is, negative binomial. Its
+    mean is (sum + 1/2) / H, its shape the maximum-likelihood one in [0.02, 10^4] (the upper end is nearly Poisson).
+    Unlike a rank it can be smaller than 1 / (H + 1), but only because the model says how the tail goes on; that its
+    parameters are estimates is not allowed for.
+
+    >>> f"{gamma_poisson_p(4, [0] * 99):.1e}", gamma_poisson_p(0, [0, 1])
+    ('1.0e-05', 1.0)
+
+    Args:
+      member: count of the member, 0 or more.
+      controls: counts of the H >= 0 controls, integers of 0 or more.
+
+    Returns:
+      A probability in [0, 1]; 1 without controls.
+
+    Raises:
+      RequestError: if the counts are not integers, or negative.
+    """
+    controls = np.asarray(controls, dtype=None if len(controls) else int)
+    _counts(np.append(controls, member), np.append(np.maximum(controls, 1), max(member, 1)))
+    if not controls.size:
+        return 1.0
+    mean = (controls.sum() + 0.5) / controls.size
+
+    def loss(log_shape: float) -> float:
+        shape = math.exp(log_shape)
+        return -float(np.sum(nbinom.logpmf(controls, shape, shape / (shape + mean))))
+
+    best: Any = minimize_scalar(loss, bounds=(math.log(0.02), math.log(1e4)), method="bounded")
+    shape = math.exp(best.x)
+    return float(nbinom.sf(member - 1, shape, shape / (shape + mean)))
+
+
+def fewer_than_expected_p(
+    hits: Count, samples: Count, rate: float, *, sensitivity: float = 1.0, beta: float = 0.0
+) -> float:
+    """The paper's test (arXiv:2306.01363, section 4), mended: P(Bin(samples, rate * sensitivity) <= hits) + beta.
 
     H0: samples reproduce the target at `rate`, the paper's 1/N; H1: at a lower one. Not a test for safety: it can
-    reject with reproductions among the samples.
+    reject with reproductions among the samples. The paper takes every reproduction as detected; where a share of 0.9
+    is, a true 1/1000 among 50,000 samples is then rejected at 0.05 with probability 0.166. With a lower limit of the
+    sensitivity the p-value is too small only where the limit fails, and beta pays for that (Berger & Boos 1994).
 
     >>> f"{fewer_than_expected_p(0, 150_000, 1 / 20_000):.1e}"
     '5.5e-04'
@@ -401,21 +574,50 @@ def fewer_than_expected_p(hits: Count, samples: Count, rate: float) -> float:
       hits: 0 <= hits <= samples.
       samples: images drawn from the prior, above 0.
       rate: of H0, in [0, 1].
+      sensitivity: in [0, 1], lower limit of the probability that a reproduction is detected.
+      beta: in [0, 1), probability that this limit fails.
 
     Returns:
-      A p-value in [0, 1].
+      A p-value in [beta, 1].
 
     Raises:
       RequestError: if the arguments are not as above.
     """
     _counts(hits, samples)
     in_range("rate", rate, 0.0, 1.0)
-    return float(binom.cdf(hits, samples, rate))
+    in_range("sensitivity", sensitivity, 0.0, 1.0)
+    check(0 <= beta < 1, "beta", got=beta, expected="a probability in [0, 1)", fix="use 1 - the limit's confidence")
+    return float(min(1.0, binom.cdf(hits, samples, rate * sensitivity) + beta))
 
 
-def _false_positive_limit(false_hits: Count, false_trials: Count, beta: float) -> float:
-    _inside("beta", beta)
-    return float(clopper_pearson(false_hits, false_trials, confidence=1 - beta, side="upper").upper)
+def mean_lower_limit(values: Values, *, confidence: float = 0.95) -> float:
+    """One-sided lower limit of the mean of independent values in [0, 1].
+
+    For sensitivities: one value for each target, the share of its copies that were detected. Copies of one target are
+    no independent looks, so the target is the unit. The limit is Clopper & Pearson's with the sum x of the n values
+    for the hits, the quantile of Beta(x, n - x + 1) at 1 - confidence. Values between 0 and 1 spread less than hits
+    and misses of the same mean; no proof for them is known to us, but exact sums over two-point values (n = 1 to 99)
+    and simulations of beta-distributed ones found no coverage below the confidence, and equality for hits and misses.
+
+    >>> round(mean_lower_limit([1.0] * 19), 3), mean_lower_limit([])
+    (0.854, 0.0)
+
+    Args:
+      values: numbers in [0, 1], one for each independent unit.
+      confidence: in (0, 1).
+
+    Returns:
+      A number in [0, 1); 0 without values.
+
+    Raises:
+      RequestError: if the arguments are not as above.
+    """
+    values = np.asarray(values, dtype=float)
+    _inside("confidence", confidence)
+    ok = values.ndim == 1 and bool(np.all((values >= 0) & (values <= 1)))
+    check(ok, "values", got=values.tolist(), expected="one row of numbers in [0, 1]", fix="give a share of each target")
+    total = min(float(values.sum()), values.size)
+    return float(beta_distribution.ppf(1 - confidence, total, values.size - total + 1)) if total > 0 else 0.0
 
 
 def leak_p(hits: Count, samples: Count, false_hits: Count, false_trials: Count, *, beta: float = 1e-3) -> float:
@@ -425,6 +627,10 @@ def leak_p(hits: Count, samples: Count, false_hits: Count, false_trials: Count, 
     confidence 1 - beta (Berger & Boos 1994). Valid although f is only estimated: under H0 the p-value at the true f
     is valid, and the one at u is larger unless f > u, which happens with probability at most beta and is paid for by
     the added beta. That also makes **beta the smallest value**: choose it well below the level.
+
+    **Model-based**: the level holds only where the false detections come from heads that err at one rate, the member's
+    among them. Where one of H + 1 heads fires at 3 % the nominal 0.01 is 0.10 / 0.047 / 0.021 at H = 9 / 19 / 49. So it
+    informs at most; `permutation_p` decides.
 
     >>> round(leak_p(3, 50_000, 0, 600_000), 4), leak_p(0, 50_000, 0, 600_000)
     (0.0218, 1.0)
@@ -443,36 +649,25 @@ def leak_p(hits: Count, samples: Count, false_hits: Count, false_trials: Count, 
       RequestError: if the arguments are not as above.
     """
     _counts(hits, samples)
-    limit = _false_positive_limit(false_hits, false_trials, beta)
+    _inside("beta", beta)
+    limit = clopper_pearson(false_hits, false_trials, confidence=1 - beta, side="upper").upper
     return float(min(1.0, binom.sf(hits - 1, samples, limit) + beta))
 
 
-def detectable_rate(
-    samples: Count,
-    false_hits: Count,
-    false_trials: Count,
-    *,
-    alpha: float = 0.01,
-    power: float = 0.8,
-    sensitivity: float = 1.0,
-    beta: float = 1e-3,
-) -> float:
-    """The smallest reproduction rate r for which `leak_p` <= alpha with probability `power` or more.
+def detectable_rate(samples: Count, critical: Count, *, power: float = 0.8, sensitivity: float = 1.0) -> float:
+    """The smallest reproduction rate r with P(Bin(samples, r * sensitivity) >= critical) >= power.
 
-    With k the smallest count that rejects, P(Bin(n, r s) >= k) is the cdf of Beta(k, n - k + 1) at r s, so r is its
-    quantile over the sensitivity s. False detections among the samples would only help and are left out.
+    That probability is the cdf of Beta(k, n - k + 1) at r s, so r is its quantile over s. False detections among the
+    samples would only help and are left out.
 
-    >>> f"{detectable_rate(150_000, 0, 600_000):.1e}"
-    '5.3e-05'
+    >>> f"{detectable_rate(2048, 1):.1e}"
+    '7.9e-04'
 
     Args:
       samples: images drawn from the prior, above 0.
-      false_hits: false detections, 0 <= false_hits <= false_trials.
-      false_trials: independent images that show no target, above 0.
-      alpha: level of the leak test, in (beta, 1).
+      critical: smallest count that rejects, 1 or more, such as `critical_count`.
       power: in (0, 1).
       sensitivity: in (0, 1], the probability that a reproduction is detected; its lower limit if it was measured.
-      beta: as in `leak_p`.
 
     Returns:
       A rate in (0, 1], or `inf` if none is found with this power: too few samples or too poor detectors.
@@ -481,11 +676,9 @@ def detectable_rate(
       RequestError: if the arguments are not as above.
     """
     _counts(0, samples)
-    limit = _false_positive_limit(false_hits, false_trials, beta)
-    check(beta < alpha < 1, "alpha", got=alpha, expected=f"a level in ({beta:g}, 1)", fix="lower beta or raise alpha")
+    check(bool(critical >= 1), "critical", got=critical, expected="a count of 1 or more", fix="use critical_count")
     _inside("power", power)
     check(0 < sensitivity <= 1, "sensitivity", got=sensitivity, expected="a rate in (0, 1]", fix="measure it again")
-    critical = int(binom.isf(alpha - beta, samples, limit)) + 1
     if critical > samples:
         return math.inf
     rate = float(beta_distribution.ppf(power, critical, samples - critical + 1)) / sensitivity

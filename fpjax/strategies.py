@@ -16,6 +16,7 @@ import numpy as np
 
 from .stats import isotonic_rate
 
+FIXED = ("exhaustive", "random")  # strategies whose levels do not depend on what came back
 RANK, CURVE, CONFIRM = 0, 1, 2  # phases, in the order in which the chains of one level are numbered
 
 

@@ -1,27 +1,29 @@
-"""The verdict and its numbers, on results made by hand."""
+"""From the stages' results, made by hand, to the audit: every number and where it comes from, and the verdict."""
+
+import functools
+import math
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fpjax.audit import (
-    INCONCLUSIVE,
-    LEAK,
-    MEMORISED,
-    NONE_FOUND,
-    REPRODUCED,
-    AuditSettings,
-    Likeness,
-    Rate,
-    audit_auditor,
-    make_audit,
-)
-from fpjax.checks import RequestError
+from fpjax import stats
+from fpjax.audit import ASSUMPTION, Likeness, audit_auditor, make_audit
 from fpjax.errors import POOR
 from fpjax.sde import SubVP, time_grid
+from fpjax.strategies import CONFIRM, CURVE, RANK
+from fpjax.verdict import BELOW, BETA, INCONCLUSIVE, LEAK, MEMORISED, REPRODUCED, AuditSettings
 
 GRID = time_grid(SubVP(), 20)
 LEVELS = [4, 8, 12, 16]
+COPIES, RETURNS = 32, 256
+TAIL = 0.025  # by which each limit of a two-sided interval fails
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """The interval of t50 is not what is tested here, and most of the time."""
+    monkeypatch.setattr(stats, "t50_interval", functools.partial(stats.t50_interval, resamples=100))
 
 
 def roc(decision, condition, positives, negatives, *, missed=0, false=0):
@@ -39,53 +41,84 @@ def roc(decision, condition, positives, negatives, *, missed=0, false=0):
     }
 
 
-def spread(hits, heads):
-    """Hits of each head: as given, or as even as can be."""
-    if isinstance(hits, int):
-        return [hits // heads + (i < hits % heads) for i in range(heads)] if heads else []
-    return [*hits, *[0] * (heads - len(hits))]
+def padded(values, size, *, by=0):
+    return [*values, *[by] * (size - len(values))]
 
 
 def results(
     *,
-    hits=0,
+    hits=(0,),
+    control_hits=(),
     num_samples=50_000,
     num_train=1000,
-    controls=19,
+    controls=24,
+    count_controls=99,
     member_curve=(8, 2, 0, 0),
     control_curve=(8, 2, 0, 0),
-    sensitivity=256,
-    false=0,
+    strategy="exhaustive",
+    planted_missed=0,
+    poor=(),
+    returns=(),
     real_false=0,
+    looks=(),
+    planned_looks=(),
     memoriser=None,
-    memoriser_chains=246,
-    control_hits=(),
-    oracle_control_hits=(),
+    memoriser_control_hits=(),
+    canaries=0,
 ):
-    """Contents of the stages' files: one member, curves over `LEVELS` with 8 ranking chains each."""
-    targets = 1 + controls
-    curves = [member_curve] + [control_curve] * controls
-    rows = [(t, 0, level, 8, 8, n, n) for t in range(targets) for level, n in zip(LEVELS, curves[t], strict=True)]
-    rows += [(0, 1, level, 16, 16, 2 * n, 2 * n) for level, n in zip(LEVELS, member_curve, strict=True)]
-    names = ("target", "phase", "level", "num_chains", "num_fingerprint", "num_identity", "num_detected")
+    """Contents of the stages' files.
+
+    Args:
+      hits, control_hits: of each member, and of the first count controls.
+      controls: with chains, the first of the count controls.
+      member_curve, control_curve: chains that return of 8 ranking chains at each of `LEVELS`; members have twice as
+        many curve chains, of which the same share returns.
+      poor: of the first targets, found copies of `COPIES`; all of the others'.
+      returns: of the first searched targets, found chains of `RETURNS`; all of the others'.
+      looks: rows of counts, members first, for all looks but the last.
+      memoriser: how many of its samples are seen of each member; None: all.
+    """
+    k, n = len(hits), num_samples
+    targets, searched = k + count_controls, k + controls
+    curves = [member_curve] * k + [control_curve] * controls
+    rows = [(t, RANK, level, 8, m) for t in range(searched) for level, m in zip(LEVELS, curves[t], strict=True)]
+    rows += [(t, CURVE, level, 16, 2 * m) for t in range(k) for level, m in zip(LEVELS, member_curve, strict=True)]
+    names = ("target", "phase", "level", "num_chains", "num_detected")
     search = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    search["num_identity"] = list(search["num_detected"])
+    search["num_fingerprint"] = list(search["num_chains"])
     # Of two other thresholds, the lower one detects every chain, the higher one none.
-    search["num_detected_at"] = [[row[3], 0] for row in rows]
-    oracle_hits = round(30_000 / num_train) if memoriser is None else memoriser
-    groups = ["member", "clean original"] + ["held-out target"] * 4
-    return {
-        "data": {"num_train": num_train},
-        "score": {"num_steps": 100},
+    search["num_detected_at"] = [[chains, 0] for chains in search["num_chains"]]
+    detected = [*hits, *padded(control_hits, count_controls)]
+    reproduced = [round(30_000 / num_train)] * k
+    seen = reproduced if memoriser is None else [memoriser] * k
+    contents = {
+        "data": {"identity": {"name": "images"}},
+        "score": {"num_steps": 100, "num_params": 7},
         "classifiers": {
+            "attempts": {"fingerprint": 1, "identity": 2},
+            "epochs": {"fingerprint": 100, "identity": 300},
+            "dropped": [3],
+            "membership": {
+                "rows": list(range(targets)),
+                "num_members": k,
+                "num_controls": controls,
+                "num_train": num_train,
+                "train_sha256": "0" * 64,
+                "canaries": canaries,
+            },
+            "detector": {"description": "two nets", "marks": True, "advice": "train the detectors longer"},
             "threshold": 0.5,
             "thresholds": [0.1, 0.9],
-            "detector": {"description": "two nets", "marks": True, "advice": "train the detectors longer"},
             "errors": {
                 "num_images": 400,
                 "heads": targets,
-                "false_by_head": [real_false] + [0] * controls,
+                "draws_per_target": COPIES,
+                "false_by_head": padded([real_false], targets),
                 "false_images_at": [real_false + 5, 0],
                 "missed_at": [0, 9],
+                "planted_found": [1] * (targets - planted_missed) + [0] * planted_missed,
+                "poor_found": padded(poor, targets, by=COPIES),
                 "roc": [
                     roc("fingerprint", "plain", 400, 400, missed=1, false=2),
                     roc("identity", "plain", 640, 400 * targets, missed=3, false=4),
@@ -95,101 +128,130 @@ def results(
             },
         },
         "count": {
-            "num_samples": num_samples,
-            "num_fingerprint": hits + 1,
-            "num_identity": [hits + 2] + [0] * controls,
-            "num_detected": [hits] + spread(control_hits or false, controls),
-            "num_detected_at": [[hits + 9, 0]] + [[1, 0]] * controls,
-            "control_hit_samples": sum(control_hits) or false,
-            "control_hit_samples_at": [false + 3, 0],
-            "control_alone": spread(control_hits or false, controls),
-            "num_controls": controls,
-            "sensitivity_chains": 256,
-            "sensitivity_detected": [sensitivity] + [256] * controls,
-            "sensitivity_detected_at": [[256, 0]] * targets,
-            "roc": [roc("fingerprint", "residue", 256 * targets, 0), roc("joint", "residue", 256, 256 * controls)],
+            "num_samples": n,
+            "looks": [n // 2 ** (len(looks) - i) for i in range(len(looks) + 1)],
+            "planned_looks": list(planned_looks) or [n // 2 ** (len(looks) - i) for i in range(len(looks) + 1)],
+            "looks_detected": [*looks, detected],
+            "num_fingerprint": sum(hits) + 1,
+            "num_identity": [hits[0] + 2, *detected[1:]],
+            "num_detected": detected,
+            "num_detected_at": [[hit + 9, 0] for hit in hits] + [[1, 0]] * count_controls,
+            "control_hit_samples": sum(control_hits),
+            "control_hit_samples_at": [sum(control_hits) + 3, 0],
+            "sensitivity_chains": RETURNS,
+            "sensitivity_detected": padded(returns, searched, by=RETURNS),
+            "sensitivity_detected_at": [[RETURNS, 0]] * searched,
+            "sensitivity_level": 1,
+            "roc": [
+                roc("fingerprint", "residue", 256 * searched, 0),
+                roc("joint", "residue", 256, 256 * (targets - 1)),
+            ],
             "evaluations": 10,
             "executed": 11,
             "hits": [{"target": 0, "mse": 0.01, "mae": 0.08}],
             "near_misses": [{"target": 0, "mse": 0.2, "mae": 0.3, "score": 0.4}],
             "oracle": {
                 "num_samples": 30_000,
-                "reproduced": [round(30_000 / num_train)],
-                "detected": [oracle_hits],
-                "num_detected": [oracle_hits] + spread(oracle_control_hits, controls),
-                "control_hit_samples": sum(oracle_control_hits),
-                "control_alone": spread(oracle_control_hits, controls),
-                "num_chains": 256,
-                "chains_control_hits": 0,
-                "chains_reproduced": [246],
-                "chains_detected": [memoriser_chains],
+                "reproduced": reproduced,
+                "detected": seen,
+                "num_detected": [*seen, *padded(memoriser_control_hits, count_controls)],
+                "evaluations": 5,
+                "executed": 6,
             },
         },
         "search": {
             **search,
-            "num_members": 1,
+            "num_members": k,
             "evaluations": 100,
             "executed": 101,
-            "strategy": "exhaustive",
-            "exhaustive_evaluations": 100,
+            "strategy": strategy,
+            "exhaustive_evaluations": 120,
         },
-        "likelihood": {
-            "group": groups,
-            "row": [0, 0, 0, 1, 2, 3],
-            "t_min": 1e-5,
-            "bits_per_dim": [2.0, 3.0, 3.5, 4.5, 1.5, None],
-            "converged": [True] * 5 + [False],
-            "outcome": ["converged"] * 5 + ["max steps"],
-            "nats": [-60.0, -90.0, -105.0, -135.0, -45.0, None],
-            "prior_nats": [-20.0] * 5 + [None],
-            "delta_nats": [-40.0, -70.0, -85.0, -115.0, -25.0, None],
-            "probe_error": [None] * 6,
-            "repeat_error": [3.0, 1.0, 1.0, 2.0, 3.0, None],
-            "nfe": [100, 200, 300, 400, 500, 9000],
-            "num_dims": 10,
-            "snapshots": [
-                {
-                    "step": 50,
-                    "nats": [-60.0] * 4,
-                    "prior_nats": [-20.0] * 4,
-                    "delta_nats": [-40.0] * 4,
-                    "probe_error": [0.0] * 4,
-                    "repeat_error": [None] * 4,
-                    "nfe": [100] * 4,
-                    "outcome": ["converged"] * 4,
-                    "converged": [True] * 4,
-                    "bits_per_dim": [3.0, 2.0, 4.0, 5.0],
-                }
-            ],
-        },
-        # Levels 0 to 16 by 4 in two cells.
-        "bound": {
-            "target": [0] * 5,
-            "level": [0, 4, 8, 12, 16],
-            "log_mean": [700.0, 710.0, 500.0, 90.0, 80.0],
-            "effective": [1.0, 1.5, 2.0, 3.0, 4.0],
-            "num_chains": [1, 4, 4, 4, 4],
-            "not_converged": [0, 0, 0, 1, 0],
-            "edges": [[0, 8, 16]],
-            "trace_error": 0.5,
-            "t_min": 1e-5,
-        },
+    }
+    return contents | ({"likelihood": likelihood(), "bound": darboux()} if k == 1 else {})
+
+
+def likelihood():
+    """Of one member, its original and four held-out targets, the last of which did not converge."""
+    return {
+        "group": ["member", "clean original"] + ["held-out target"] * 4,
+        "row": [0, 0, 0, 1, 2, 3],
+        "t_min": 1e-5,
+        "bits_per_dim": [2.0, 3.0, 3.5, 4.5, 1.5, None],
+        "converged": [True] * 5 + [False],
+        "outcome": ["converged"] * 5 + ["max steps"],
+        "nats": [-60.0, -90.0, -105.0, -135.0, -45.0, None],
+        "prior_nats": [-20.0] * 5 + [None],
+        "delta_nats": [-40.0, -70.0, -85.0, -115.0, -25.0, None],
+        "probe_error": [None] * 6,
+        "repeat_error": [3.0, 1.0, 1.0, 2.0, 3.0, None],
+        "nfe": [100, 200, 300, 400, 500, 9000],
+        "num_dims": 10,
+        "snapshots": [
+            {
+                "step": 50,
+                "nats": [-60.0] * 4,
+                "prior_nats": [-20.0] * 4,
+                "delta_nats": [-40.0] * 4,
+                "probe_error": [0.0] * 4,
+                "repeat_error": [None] * 4,
+                "nfe": [100] * 4,
+                "outcome": ["converged"] * 4,
+                "converged": [True] * 4,
+                "bits_per_dim": [3.0, 2.0, 4.0, 5.0],
+            }
+        ],
     }
 
 
-def audit(**changes):
+def darboux():
+    """Levels 0 to 16 by 4 in two cells."""
+    return {
+        "target": [0] * 5,
+        "level": [0, 4, 8, 12, 16],
+        "log_mean": [700.0, 710.0, 500.0, 90.0, 80.0],
+        "effective": [1.0, 1.5, 2.0, 3.0, 4.0],
+        "num_chains": [1, 4, 4, 4, 4],
+        "not_converged": [0, 0, 0, 1, 0],
+        "edges": [[0, 8, 16]],
+        "trace_error": 0.5,
+        "t_min": 1e-5,
+    }
+
+
+def make(contents, settings=None):
     return make_audit(
-        results(**changes), GRID, SubVP(), AuditSettings(), name="x", sampler="ancestral", seed=0, provenance={}
+        contents, GRID, SubVP(), settings or AuditSettings(), name="x", sampler="ancestral", seed=0, provenance={}
     )
 
 
+def audit(settings=None, **changes):
+    return make(results(**changes), settings)
+
+
+def add_chains(contents, rows):
+    """Rows of target, phase, level, chains and hits for search.json."""
+    search = contents["search"]
+    for row in rows:
+        for name, value in zip(("target", "phase", "level", "num_chains", "num_detected"), row, strict=True):
+            search[name].append(value)
+        search["num_identity"].append(row[4])
+        search["num_fingerprint"].append(row[3])
+        search["num_detected_at"].append([row[3], 0])
+    return contents
+
+
+# Verdicts
+
+
 def test_reproduced():
-    result = audit(hits=52)
+    result = audit(hits=(52,))
     assert (result.verdict.verdict, result.verdict.kinds) == (LEAK, [REPRODUCED])
-    test = result.tests[0]
+    (test,) = result.tests
     assert test.expected == 50
-    assert test.fewer_p == pytest.approx(binom.cdf(52, 50_000, 1e-3))
+    assert test.fewer_p == pytest.approx(binom.cdf(52, 50_000, 1e-3 * (1e-3) ** (1 / 24)) + BETA)
     assert test.leak_p == pytest.approx(1e-3, rel=1e-6)  # its smallest value
+    assert (test.count_p, result.model.looks[0].p) == (pytest.approx(0.01), pytest.approx(0.01))
     assert test.rate.lower < 52 / 50_000 < test.rate.upper
     assert result.hits == [Likeness(0, 0.01, 0.08, None)]
     assert result.near_misses == [Likeness(0, 0.2, 0.3, 0.4)]
@@ -198,114 +260,180 @@ def test_reproduced():
 def test_memorised_without_a_single_reproduction():
     result = audit(member_curve=(8, 8, 8, 1))
     assert (result.verdict.verdict, result.verdict.kinds) == (LEAK, [MEMORISED])
-    assert result.tests[0].rank_p == pytest.approx(0.05)
+    assert result.tests[0].t50_p == result.model.t50_p == pytest.approx(0.04)
 
 
-def test_t_prime_alpha_is_of_fresh_chains_where_there_are_some():
-    """Chains that chose where to look again move t' and t50, but not the test over levels."""
-    contents = results(member_curve=(8, 8, 8, 8))
-    more = {"target": [0] * 4, "phase": [1, 1, 2, 2], "level": [5, 18, 6, 10], "num_chains": [16] * 4}
-    hits = {"num_detected": [16, 2, 16, 0], "num_identity": [16] * 4, "num_detected_at": [[16, 0]] * 4}
-    search = contents["search"]
-    for name, values in (more | hits).items():
-        search[name] = [*search[name], *values]
-    options = {"name": "x", "sampler": "ancestral", "seed": 0, "provenance": {}}
-    target = make_audit(contents, GRID, SubVP(), AuditSettings(), **options).targets[0]
-    assert target.t_prime == pytest.approx(GRID.t[18])
-    assert target.t_prime_alpha == target.t_prime_alpha_upper == pytest.approx(GRID.t[6])
-
-
-def test_the_rank_uses_only_chains_that_controls_have_too():
-    """Curve chains of the member alone must not move its rank, only its t50 and t'."""
-    contents = results()
-    rows = [
-        i
-        for i, (t, p) in enumerate(zip(contents["search"]["target"], contents["search"]["phase"], strict=True))
-        if t == 0 and p == 1
-    ]
-    for name in ("num_identity", "num_detected"):
-        for i in rows:
-            contents["search"][name][i] = 16
-    result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
-    member, control = result.targets[0], result.targets[1]
-    assert member.t50_rank == control.t50_rank
-    assert member.t50 > control.t50
-    assert member.t_prime == pytest.approx(float(GRID.t[16]))  # of the curve's chains alone
-    assert control.t_prime == pytest.approx(float(GRID.t[8]))
-    assert result.tests[0].rank_p == 1.0
-
-
-def test_none_found_needs_power_and_sensitivity():
-    assert audit().verdict.verdict == NONE_FOUND
+def test_below_tolerance_needs_samples_and_sensitivity():
+    good = audit()
+    assert good.verdict.verdict == BELOW
+    limit = float(stats.clopper_pearson(0, 50_000).upper) / TAIL ** (1 / 24)
+    assert good.model.bound == pytest.approx(limit)
+    assert good.model.tolerance == 1e-3
+    assert audit(AuditSettings(tolerance=limit * 0.99)).verdict.verdict == INCONCLUSIVE
     weak = audit(num_samples=2000)
     assert weak.verdict.verdict == INCONCLUSIVE
-    assert "num_samples" in weak.verdict.to_settle[0]
-    confused = audit(false=600)
-    assert confused.verdict.verdict == INCONCLUSIVE
-    assert "600 of 50000 plain samples" in confused.verdict.to_settle[0]
-    blind = audit(sensitivity=230)
+    assert "count.num_samples from 2,000" in weak.verdict.to_settle[0]
+    blind = audit(returns=[RETURNS] + [0] * 24, num_samples=5000)
     assert blind.verdict.verdict == INCONCLUSIVE
-    assert "sensitivity" in blind.verdict.reasons[0]
+    assert "sensitivity of 0.00" in blind.verdict.reasons[0]
 
 
-def test_too_few_controls_cannot_be_ranked_and_it_is_said():
-    result = audit(controls=9, member_curve=(8, 8, 8, 1))
-    assert result.verdict.verdict == NONE_FOUND
-    assert "9 held-out targets the rank test cannot reject" in result.verdict.reasons[0]
-    assert result.tests[0].rank_p == pytest.approx(0.1)
+def test_false_hits_of_another_head_excuse_hits():
+    """The same hits are no leak where a head that was never trained on fires as often; one that fires less does not."""
+    assert audit(hits=(30,)).verdict.verdict == LEAK
+    assert audit(hits=(30,), control_hits=(30,)).verdict.verdict != LEAK
+    assert audit(hits=(30,), control_hits=(29,)).verdict.verdict == LEAK
 
 
-def test_false_positives_excuse_hits():
-    """The same hits are no leak when never-trained heads fire as often; without controls real images decide."""
-    assert audit(hits=30).verdict.verdict == LEAK
-    assert audit(hits=30, false=30).verdict.verdict != LEAK
-    alone = audit(controls=0, hits=52, real_false=0)
-    assert alone.detector.joint_false_generated.trials == 0
-    assert alone.tests[0].leak_p > 0.01  # 400 real images bound the rate at 0.017 only
+def test_counts_are_ranked_among_all_controls_and_t50_among_those_with_chains():
+    result = audit(hits=(5,), controls=19, member_curve=(8, 8, 8, 1))
+    assert (result.model.num_controls, result.model.num_count_controls) == (19, 99)
+    assert [result.tests[0].count_p, result.tests[0].t50_p] == pytest.approx([0.01, 0.05])
+    assert len(result.targets) == 20
+    assert result.verdict.kinds == [REPRODUCED]
+    assert len(result.model.looks[0].controls) == 99
+
+
+def test_two_members_are_tested_together():
+    result = audit(hits=(3, 2), count_controls=24, member_curve=(8, 8, 8, 1))
+    assert (result.verdict.verdict, result.verdict.kinds) == (LEAK, [REPRODUCED, MEMORISED])
+    assert [target.member for target in result.targets] == [True] * 2 + [False] * 24
+    assert [test.row for test in result.tests] == [0, 1]
+    for p in (result.model.looks[0].p, result.model.t50_p):
+        assert p == pytest.approx(1 / math.comb(26, 2), rel=0.5)
+    # Neither alone could.
+    assert [test.count_p for test in result.tests] == pytest.approx([0.04, 0.04])
+    assert [test.count_holm for test in result.tests] == pytest.approx([0.08, 0.08])
+    assert (result.model.prevalence.hits, result.model.prevalence.trials) == (2, 2)
+    assert [at.row for at in result.thresholds] == [0, 0, 0, 1, 1, 1]
+    assert audit(hits=(3, 0), count_controls=24).verdict.verdict == INCONCLUSIVE
+    assert (result.nll, result.nll_members, result.bound, result.snapshots) == ([], [], [], [])
+
+
+def test_without_controls_only_the_bound_is_left():
+    result = audit(AuditSettings(tolerance=0.01), controls=0, count_controls=0)
+    assert result.verdict.verdict == BELOW
+    assert result.detector.sensitivity_returns.targets == 0
+    assert result.detector.sensitivity_lower == result.detector.sensitivity_poor.lower == pytest.approx(TAIL)
+    assert [heads.images for heads in result.detector.heads] == ["real"]
+    hit = audit(hits=(52,), controls=0, count_controls=0)
+    assert hit.verdict.verdict == INCONCLUSIVE
+    assert [test.what for test in hit.self_tests] == ["memoriser"]
+    assert not hit.self_tests[0].possible
+
+
+def test_looks_are_passed_on():
+    first = [0] * 100
+    planned = (25_000, 50_000, 100_000)
+    result = audit(hits=(5,), looks=[first], planned_looks=planned)
+    assert [(look.num_samples, look.members) for look in result.model.looks] == [(25_000, [0]), (50_000, [5])]
+    assert result.model.looks[0].level == pytest.approx(0.01 / 3)
+    assert result.model.planned_looks == list(planned)
+    assert result.num_samples == 50_000
+    assert result.verdict.verdict == INCONCLUSIVE  # 1/100 is above the share of the level
+    early = audit(hits=(0,), count_controls=399, looks=[[5] + [0] * 399])
+    assert early.verdict.kinds == [REPRODUCED]
+    assert "5 of 25,000" in early.verdict.reasons[0]
+
+
+def test_without_a_mark_exchangeability_is_an_assumption():
+    contents = results()
+    assert make(contents).stamped
+    contents["data"]["fingerprint_byte"] = None
+    result = make(contents)
+    assert not result.stamped
+    assert result.verdict.reasons[-1] == ASSUMPTION
+
+
+def test_likelihood_and_bound_can_be_left_out():
+    contents = results(hits=(52,))
+    whole = make(contents)
+    short = make({stage: content for stage, content in contents.items() if stage not in ("likelihood", "bound")})
+    assert (short.verdict, short.tests, short.targets) == (whole.verdict, whole.tests, whole.targets)
+    assert (short.nll, short.nll_members, short.snapshots, short.bound) == ([], [], [], [])
+    assert math.isnan(short.t_min_likelihood)
+
+
+# Detectors
 
 
 def test_detector_rates():
-    detector = audit(false=3, real_false=2).detector
+    detector = audit(control_hits=(3,), real_false=2).detector
     assert (detector.joint_false_generated.hits, detector.joint_false_generated.trials) == (3, 50_000)
     assert (detector.joint_false_real.hits, detector.joint_false_real.trials) == (2, 400)
     assert (detector.fingerprint_accuracy.hits, detector.fingerprint_accuracy.trials) == (797, 800)
     assert (detector.identity_accuracy.hits, detector.identity_accuracy.trials) == (640 + 400 - 3 - 4, 1040)
     assert [(heads.images, heads.worst, heads.worst_rate.hits) for heads in detector.heads] == [
         ("real", 0, 2),
-        ("generated", 1, 1),
+        ("generated", 1, 3),
     ]
+    assert [len(heads.hits) for heads in detector.heads] == [100, 99]
     by_name = {(roc.decision, roc.condition): roc for roc in detector.roc}
     # Of both scores at two values: P(higher) + P(equal) / 2.
-    plain, found, false = by_name["identity", "plain"], 637 / 640, 4 / 8000
+    plain, found, false = by_name["identity", "plain"], 637 / 640, 4 / 40_000
     assert plain.area == pytest.approx(found * (1 - false) + (found * false + (1 - found) * (1 - false)) / 2)
     assert plain.area_lower < plain.area < plain.area_upper
     assert (plain.found.hits, plain.false.hits, plain.false.trials) == (637, 4, 400)
     residue = by_name["fingerprint", "residue"]
     assert np.isnan(residue.area)
-    assert (residue.found.hits, residue.false.trials) == (5120, 0)
-    assert detector.sensitivity_oracle.hits == detector.sensitivity_oracle.trials == 246
-    assert (detector.sensitivity_poor.hits, detector.sensitivity_poor.trials) == (570, 640)
-    # Of the first two kinds: how poor the copies are is a choice.
-    assert detector.sensitivity_lower == pytest.approx(0.05 ** (1 / 246), rel=1e-6)
+    assert (residue.found.hits, residue.false.trials) == (6400, 0)
+    assert (detector.oracle_detected, detector.oracle_reproduced, detector.oracle_samples) == (30, 30, 30_000)
 
 
-def test_one_blind_head_among_many_members_is_noticed():
-    contents = results(controls=19)
-    contents["count"]["sensitivity_detected"] = [256, 0] + [256] * 18
-    contents["count"]["oracle"] |= {"reproduced": [30, 30], "num_detected": [30, 30] + [0] * 18}
-    contents["count"]["oracle"] |= {"chains_reproduced": [250, 250], "chains_detected": [250, 250]}
-    contents["count"]["oracle"]["control_alone"] = contents["count"]["control_alone"] = [0] * 18
-    contents["search"]["num_members"] = 2
-    contents["bound"] = {"target": []}
-    result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
-    assert result.detector.sensitivity_low.estimate == pytest.approx(0.5)
-    assert result.detector.sensitivity_lower == 0.0
-    assert result.verdict.verdict == INCONCLUSIVE
+def test_the_gate_is_told():
+    gate = audit(planted_missed=2).detector.gate
+    assert (gate.targets, gate.planted_found, gate.dropped) == (100, 98, 1)
+    assert (gate.attempts["identity"], gate.epochs["identity"]) == (2, 300)
+    contents = results()
+    for name in ("attempts", "epochs"):
+        del contents["classifiers"][name]  # as where nothing was trained
+    assert make(contents).detector.gate.attempts == {}
+
+
+def test_the_unit_of_sensitivity_is_the_target():
+    """All of 256 chains from each of 24 targets are 24 looks, not 6,144; and members' chains are none of them."""
+    detector = audit(returns=[0]).detector
+    assert (detector.sensitivity_returns.targets, detector.sensitivity_returns.copies) == (24, RETURNS)
+    assert detector.sensitivity_returns.lower == pytest.approx(TAIL ** (1 / 24))
+    assert detector.sensitivity_returns.sure == pytest.approx(BETA ** (1 / 24))
+    assert (detector.sensitivity_poor.targets, detector.sensitivity_poor.copies) == (100, COPIES)
+    assert detector.sensitivity_poor.lower == pytest.approx(TAIL ** (1 / 100))
+    assert detector.sensitivity_lower == detector.sensitivity_returns.lower
+    half = [COPIES // 2] * 100
+    poor = audit(poor=half).detector
+    assert poor.sensitivity_poor.mean == 0.5
+    assert (
+        poor.sensitivity_lower
+        == poor.sensitivity_poor.lower
+        == pytest.approx(stats.mean_lower_limit([0.5] * 100, confidence=1 - TAIL))
+    )
+
+
+def test_a_blind_head_is_named():
+    detector = audit(poor=[COPIES] * 7 + [0], returns=[RETURNS] * 5 + [RETURNS // 4]).detector
+    assert (detector.sensitivity_poor.worst, detector.sensitivity_poor.worst_row) == (0, 7)
+    assert (detector.sensitivity_returns.worst, detector.sensitivity_returns.worst_row) == (0.25, 5)
+    assert detector.sensitivity_poor.mean == pytest.approx(0.99)
+
+
+def test_the_verdict_takes_the_smaller_sensitivity():
+    """One of 24 controls of which no chain is seen costs more than one of 100 heads that sees no poor copy."""
+    limits = [audit(**{name: [value] * 2 + [0]}).detector for name, value in (("poor", COPIES), ("returns", RETURNS))]
+    assert limits[1].sensitivity_lower == pytest.approx(stats.mean_lower_limit([0.0] + [1.0] * 23, confidence=1 - TAIL))
+    assert limits[1].sensitivity_lower < limits[0].sensitivity_lower
+    upper = audit(returns=[RETURNS] * 2 + [0]).tests[0].rate.upper
+    assert upper == pytest.approx(float(stats.clopper_pearson(0, 50_000).upper) / limits[1].sensitivity_lower)
+
+
+# Curves
 
 
 def test_floor_is_the_larger_of_chance_and_false_positives():
     assert audit(num_train=100).floor == pytest.approx(0.01)
     assert audit(num_samples=2000).floor == pytest.approx(1 - 0.05 ** (1 / 2000))
+    # Of the head that fires most.
+    worst = stats.clopper_pearson(90, 50_000, side="upper").upper
+    assert audit(control_hits=(40, 90, 50)).floor == pytest.approx(float(worst))
 
 
 def test_curve_pools_both_phases():
@@ -313,9 +441,59 @@ def test_curve_pools_both_phases():
     assert member.curve.num_chains == [24] * 4
     assert member.curve.num_detected == [24, 6, 0, 0]
     assert control.curve.num_chains == [8] * 4
+    assert member.curve.isotonic == [1, 0.25, 0, 0]
     assert member.t_prime_upper >= member.t_prime >= member.t_prime_lower
     assert member.t50_lower <= member.t50 <= member.t50_upper
     np.testing.assert_allclose(member.curve.t, GRID.t[LEVELS], rtol=1e-6)
+
+
+def test_the_rank_uses_only_chains_that_controls_have_too():
+    """Curve chains of the member alone must not move its rank, only its t50 and t'."""
+    contents = results()
+    search = contents["search"]
+    for i, phase in enumerate(search["phase"]):
+        if phase == CURVE:
+            search["num_identity"][i] = search["num_detected"][i] = 16
+    result = make(contents)
+    member, control = result.targets[0], result.targets[1]
+    assert member.t50_rank == control.t50_rank
+    assert member.t50 > control.t50
+    assert member.t_prime == pytest.approx(float(GRID.t[16]))  # of the curve's chains alone
+    assert control.t_prime == pytest.approx(float(GRID.t[8]))
+    assert result.tests[0].t50_p == result.model.t50_p == 1.0
+
+
+@pytest.mark.parametrize("strategy", ["coarse_to_fine", "bisection"])
+def test_t_prime_alpha_is_of_fresh_chains_where_there_are_some(strategy):
+    """Chains that chose where to look again move t' and t50, but not the test over levels."""
+    contents = results(member_curve=(8, 8, 8, 8), strategy=strategy)
+    rows = [(0, CURVE, 5, 16, 16), (0, CURVE, 18, 16, 2), (0, CONFIRM, 6, 16, 16), (0, CONFIRM, 10, 16, 0)]
+    target = make(add_chains(contents, rows)).targets[0]
+    assert target.t_prime == pytest.approx(GRID.t[18])
+    assert target.t_prime_alpha == pytest.approx(GRID.t[6])
+    assert target.t_prime_alpha_lower <= target.t_prime_alpha <= target.t_prime_alpha_upper <= float(GRID.t[10]) + 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["descending", "coarse_to_fine"])
+def test_t_prime_alpha_of_chains_that_chose_their_levels_is_of_the_ranking_chains(strategy):
+    """`descending` stops at the first level with a return: its own chains are seen where they came back."""
+    rows = [(0, CURVE, level, 16, 16) for level in (18, 19, 20)]
+    ranked = {"member_curve": (8, 8, 0, 0)}
+    chosen = make(add_chains(results(strategy=strategy, **ranked), rows)).targets[0]
+    alone = audit(strategy=strategy, **ranked).targets[0]
+    assert chosen.t_prime == pytest.approx(GRID.t[20])
+    assert chosen.t_prime_alpha == alone.t_prime_alpha == pytest.approx(GRID.t[8])
+    ends = [(each.t_prime_alpha_lower, each.t_prime_alpha_upper) for each in (chosen, alone)]
+    assert ends[0] == ends[1]
+    # The curve's chains at ranked levels would move it, had they a part in it.
+    more = make(add_chains(results(strategy=strategy, **ranked), [(0, CURVE, 12, 1000, 1000)])).targets[0]
+    assert more.t_prime_alpha == alone.t_prime_alpha
+    for fixed in ("exhaustive", "random"):
+        pooled = make(add_chains(results(strategy=fixed, **ranked), [(0, CURVE, 12, 1000, 1000)])).targets[0]
+        assert pooled.t_prime_alpha == pytest.approx(GRID.t[12])
+
+
+# Densities
 
 
 def test_likelihood_groups_leave_out_what_did_not_converge():
@@ -325,8 +503,23 @@ def test_likelihood_groups_leave_out_what_did_not_converge():
     assert held_out.not_converged == 1
     assert held_out.mean == pytest.approx(9.5 / 3)
     # One of four is likelier than the member, and one that did not converge might be: (1 + 2) / (4 + 1).
-    assert result.tests[0].nll_rank_p == pytest.approx(0.6)
-    assert result.tests[0].bits_per_dim == 2.0
+    (member,) = result.nll_members
+    assert member.rank_p == pytest.approx(0.6)
+    assert (member.row, member.bits_per_dim) == (0, 2.0)
+
+
+def test_a_member_without_a_density_has_no_rank():
+    contents = results()
+    contents["likelihood"]["bits_per_dim"][0], contents["likelihood"]["converged"][0] = None, False
+    (member,) = make(contents).nll_members
+    assert (member.bits_per_dim, member.rank_p) == (None, None)
+
+
+def test_densities_decide_nothing():
+    contents = results()
+    contents["likelihood"]["bits_per_dim"] = [-50.0, 3.0, 3.5, 4.5, 1.5, 2.0]
+    contents["likelihood"]["converged"] = [True] * 6
+    assert make(contents).verdict == audit().verdict
 
 
 def test_likelihood_diagnostics():
@@ -365,12 +558,6 @@ def test_the_bound_ends_at_both_t_prime():
     assert (nothing.log_sum, nothing.cells) == (-np.inf, [])
 
 
-@pytest.mark.parametrize("field", ["leak_level", "rank_level", "confidence", "min_sensitivity"])
-def test_bad_settings_are_refused(field):
-    with pytest.raises(RequestError, match=f"audit.{field}"):
-        AuditSettings(**{field: 1.0})
-
-
 # The audit of the auditor
 
 
@@ -379,87 +566,121 @@ def self_tests(result):
 
 
 def test_the_audit_of_the_auditor_passes_on_good_detectors():
-    result = audit()
-    assert all(test.possible and test.passed for test in result.self_tests)
-    assert {what.split(",")[0] for what in self_tests(result)} == {"memoriser", "controls"}
-    assert len(result.self_tests) == 4
+    tests = self_tests(audit())
+    assert set(tests) == {"memoriser", "held-out targets"}
+    assert all(test.possible and test.passed for test in tests.values())
+    assert [test.vetoes for test in tests.values()] == [True, False]
+    assert "30 of the 30 in 30000 plain samples are seen (p = 0.01, level 0.01)" in tests["memoriser"].text
 
 
 @pytest.mark.parametrize("hits", [0, 52])
-@pytest.mark.parametrize(
-    ("broken", "what", "text"),
-    [
-        ({"memoriser": 0}, "memoriser, plain samples", "0 of the 30 in 30000 plain samples"),
-        ({"memoriser_chains": 3}, "memoriser, chains", "3 of the 246 in 256 chains"),
-        ({"control_hits": (0, 400)}, "controls, audited model", "400 of 50000 images"),
-        ({"oracle_control_hits": (0, 0, 40)}, "controls, perfect memoriser", "40 of 30000 images"),
-    ],
-)
-def test_no_verdict_stands_where_the_auditor_fails_its_own_audit(hits, broken, what, text):
-    result = audit(hits=hits, **broken)
-    test = self_tests(result)[what]
+@pytest.mark.parametrize("broken", [{"memoriser": 0}, {"memoriser": 30, "memoriser_control_hits": (40,)}])
+def test_no_verdict_stands_where_the_memoriser_is_not_found(hits, broken):
+    result = audit(hits=(hits,), **broken)
+    test = self_tests(result)["memoriser"]
     assert test.possible
     assert not test.passed
-    assert text in test.text
+    assert f"not found: {broken['memoriser']} of the 30" in test.text
     assert (result.verdict.verdict, result.verdict.kinds) == (INCONCLUSIVE, [])
-    assert f"audit of the auditor failed ({what})" in " ".join(result.verdict.reasons)
+    assert "audit of the auditor failed (memoriser)" in result.verdict.reasons[0]
     assert "train the detectors longer" in result.verdict.to_settle[0]
-    if hits and not broken.get("control_hits"):
-        assert "would have been a leak: 52 of 50000" in result.verdict.reasons[-1]
-    failed = {name for name, other in self_tests(result).items() if not other.passed}
-    # One wild head excuses as many hits of the member as it has.
-    assert failed - {what} == ({"memoriser, plain samples"} if "oracle_control_hits" in broken else set())
+    assert ("would have been a leak: 52 of 50,000" in result.verdict.reasons[-1]) == (hits > 0)
+
+
+def test_a_wild_held_out_head_is_told_and_vetoes_nothing():
+    for hits, expected in ((500, LEAK), (0, BELOW)):
+        result = audit(hits=(hits,), control_hits=(400,))
+        test = self_tests(result)["held-out targets"]
+        assert not test.passed
+        assert "400 of 50000 samples" in test.text
+        assert result.verdict.verdict == expected
 
 
 def test_the_same_false_hits_on_every_head_are_no_failure_but_one_heads_are():
-    """20 hits on each of 19 heads excuse each other; 380 on one do not."""
-    assert self_tests(audit(false=380))["controls, audited model"].passed
-    assert not self_tests(audit(control_hits=(380,)))["controls, audited model"].passed
+    """Twenty hits on each of 99 heads are alike; as many on one are not."""
+    assert self_tests(audit(control_hits=(20,) * 99))["held-out targets"].passed
+    assert not self_tests(audit(control_hits=(1980,)))["held-out targets"].passed
 
 
 def test_a_detector_that_says_yes_to_everything_does_not_find_the_memoriser():
     contents = results()
-    count, oracle, n = contents["count"], contents["count"]["oracle"], 50_000
-    count |= {"num_detected": [n] * 20, "control_hit_samples": n, "control_alone": [0] * 19}
-    oracle |= {"num_detected": [30_000] * 20, "control_hit_samples": 30_000, "control_alone": [0] * 19}
-    oracle |= {"chains_control_hits": 256}
-    result = make_audit(contents, GRID, SubVP(), AuditSettings(), name="x", sampler="a", seed=0, provenance={})
+    count, n = contents["count"], 50_000
+    count |= {"num_detected": [n] * 100, "looks_detected": [[n] * 100], "control_hit_samples": n}
+    count["oracle"] |= {"num_detected": [30_000] * 100}
+    result = make(contents)
     assert result.tests[0].leak_p > 0.01
     assert result.verdict.verdict == INCONCLUSIVE
-    assert [t.what for t in result.self_tests if not t.passed] == ["memoriser, plain samples", "memoriser, chains"]
+    assert [test.what for test in result.self_tests if not test.passed] == ["memoriser"]
 
 
-def test_what_the_sample_size_cannot_tell_is_stated_and_no_failure():
-    result = audit(num_train=50_000, num_samples=5_000_000)
-    few = self_tests(result)["memoriser, plain samples"]
-    assert not few.possible
-    assert "too few for the leak test" in few.text
-    assert self_tests(result)["memoriser, chains"].possible
-    alone = audit(num_train=50_000, num_samples=5_000_000, memoriser=0)
-    assert alone.verdict.verdict == result.verdict.verdict == NONE_FOUND
-    lonely = self_tests(audit(controls=1))["controls, audited model"]
-    assert not lonely.possible
-    assert "two held-out targets" in lonely.text
+@pytest.mark.parametrize("changes", [{"num_train": 100_000}, {"count_controls": 24}])
+def test_what_so_few_samples_or_controls_cannot_tell_is_stated_and_no_failure(changes):
+    """No member among the memoriser's samples, or too few controls for the level of counts."""
+    result = audit(num_samples=5_000_000, memoriser=0, **changes)
+    test = self_tests(result)["memoriser"]
+    assert not test.possible
+    assert "cannot show at level 0.01" in test.text
+    assert result.verdict.verdict == BELOW
+    assert "held-out targets" not in self_tests(audit(controls=1, count_controls=1))
 
 
 def test_missing_a_tenth_of_the_reproductions_is_no_failure():
-    """As "none found" allows of the sensitivity; the check must not fail by chance with such detectors."""
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        contents = results(memoriser_chains=int(rng.binomial(246, 0.9)))
-        tests = audit_auditor(contents["count"], Rate(0, 400, 0.0, 0.0, 0.01), AuditSettings())
-        assert {test.what: test for test in tests}["memoriser, chains"].passed
+    for seen in (27, 1):
+        count = results(memoriser=seen)["count"]
+        assert audit_auditor(count, AuditSettings(), members=1)[0].passed
+
+
+def test_several_members_of_the_memoriser_are_tested_together():
+    four = {"count_controls": 16, "controls": 16}
+    assert self_tests(audit(hits=(0,) * 4, **four))["memoriser"].passed
+    contents = results(hits=(0,) * 4, **four)
+    contents["count"]["oracle"]["num_detected"][:4] = [30, 0, 0, 0]
+    assert not self_tests(make(contents))["memoriser"].passed
+
+
+# Thresholds
 
 
 def test_the_answer_at_every_threshold_is_that_of_its_counts():
-    result = audit(hits=52)
+    result = audit(hits=(52,))
     low, used, high = result.thresholds
     assert [at.threshold for at in (low, used, high)] == [0.1, 0.5, 0.9]
     member, test = result.targets[0], result.tests[0]
-    assert (used.num_detected, used.leak_p, used.t_prime, used.t50) == (52, test.leak_p, member.t_prime, member.t50)
+    assert (used.num_detected, used.count_p, used.t_prime, used.t50) == (52, test.count_p, member.t_prime, member.t50)
     assert (used.t50_lower, used.t50_upper) == (member.t50_lower, member.t50_upper)
-    assert (low.num_detected, low.false_hits, low.false_images) == (61, 3, 50_000)
+    assert used.control_detected == [0] * 99
+    assert (low.num_detected, low.control_detected, low.count_p) == (61, [1] * 99, pytest.approx(0.01))
     assert low.t_prime == low.t50 == pytest.approx(float(GRID.t[16]))
-    assert (high.num_detected, high.t_prime, high.sensitivity.hits) == (0, 0.0, 0)
-    real = audit(controls=0, real_false=2).thresholds
-    assert [(at.false_hits, at.false_images) for at in real] == [(7, 400), (2, 400), (0, 400)]
+    assert (high.num_detected, high.t_prime, high.sensitivity.hits, high.count_p) == (0, 0.0, 0, 1.0)
+
+
+# Canaries
+
+
+def canaries(score, **changes):
+    return audit(AuditSettings(canary_score=score), canaries=20, controls=9, count_controls=9, **changes).canaries
+
+
+def test_canaries_are_told_apart_by_the_declared_score():
+    assert audit().canaries is None
+    spread = {"hits": (9, 5, 5, 0), "control_hits": (5, 1), "member_curve": (8, 8, 0, 0)}
+    counts = canaries("count", **spread)
+    assert (counts.score, counts.num_in, counts.num_out) == ("count", 4, 9)
+    pairs = [(i > o) + (i == o) / 2 for i in (9, 5, 5, 0) for o in (5, 1, *[0] * 7)]
+    assert counts.area == pytest.approx(np.mean(pairs))
+    assert (counts.tpr_hits, counts.tpr_trials) == (1, 4)
+    t50 = canaries("t50", **spread)
+    assert (t50.score, t50.num_in, t50.num_out, t50.area) == ("t50", 4, 9, 1.0)
+
+
+def test_canaries_by_density_need_one():
+    """Fewer bits are a larger score; a density that was not computed is the least likely."""
+    found = canaries("nll")
+    assert (found.num_in, found.num_out) == (1, 4)
+    assert found.area == pytest.approx(3 / 4)
+
+
+def test_canaries_have_their_own_confidence_and_delta():
+    settings = AuditSettings(confidence=0.8, canary_delta=1e-3)
+    found = audit(settings, canaries=20, hits=(3, 2)).canaries
+    assert (found.confidence, found.delta) == (0.8, 1e-3)

@@ -16,7 +16,7 @@ from fpjax.chains import Queue, slot_shapes
 from fpjax.checks import RequestError
 from fpjax.classifier import init_fit
 from fpjax.config import Config, describe_config, make_config
-from fpjax.data.plant import Planted
+from fpjax.data.plant import Candidates, Target
 from fpjax.sde import VE, VP, SubVP
 from fpjax.training import init_state, make_train_step
 
@@ -36,10 +36,13 @@ def run_of(name):
         config.data.side,
         CHANNELS.get(config.data.name, 1) if config.data.source == "medmnist" else 1,
     )
-    targets = config.data.num_members + config.data.num_controls
-    blank = [np.zeros((n, *shape), np.uint8) for n in (8, targets, targets, 2, 2, 2)]
+    data = config.data
+    targets = (data.canaries or data.num_members + data.num_count_controls) + data.num_spares
+    blank = [np.zeros((n, *shape), np.uint8) for n in (targets, targets, 8, 2, 2)]
+    member = [None if data.stamp else row < data.num_members for row in range(targets)]
+    record = tuple(Target(row, "train", 0, 0, 1, 99, member=member[row]) for row in range(targets))
     run = pipeline.Run(config, Path("unused"))
-    run.__dict__["data"] = (Planted(*blank, record=()), {})
+    run.__dict__["data"] = (Candidates(*blank, record=record, passed_over=0), {})
     return run
 
 
@@ -71,7 +74,7 @@ def test_every_config_builds(name):
         for m in run.classifier_models
     ]
     widths = [state.variables["params"]["fc"]["bias"].shape[0] for state in heads]
-    assert widths == [1, len(run.planted.targets)]
+    assert widths == [1, len(run.candidates.targets)]
     assert run.grid.num_levels == run.config.sampler.num_levels
     describe_config(run.config)
 
@@ -133,6 +136,12 @@ def test_lowers_for_accelerators(name, platform):
         ("ode", "probe", "cauchy", "ode.probe: got 'cauchy', expected one of gaussian, rademacher"),
         ("likelihood", "snapshots", True, "likelihood.snapshots: got True, with no checkpoints kept"),
         ("bound", "num_cells", 0, "bound.num_cells: got 0"),
+        ("audit", "count_level", 0.02, "audit.count_level + audit.t50_level: got 0.02 + 0.04, expected audit.level"),
+        ("audit", "tolerance", 1.0, "audit.tolerance: got 1.0, expected a rate in (0, 1), or 0 for 1/N"),
+        ("audit", "tolerance", -0.1, "audit.tolerance: got -0.1"),
+        ("audit", "canary_score", "loss", "audit.canary_score: got 'loss', expected one of count, nll, t50"),
+        ("count", "looks", (48, 24), "count.looks: got (48, 24), expected increasing numbers of samples"),
+        ("data", "canaries", 12, "data.canaries: got 12"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(section, field, value, message):

@@ -18,9 +18,9 @@ LAYERS = {
     "data.phantom": 1, "data.files": 1, "data.remote": 2, "data.source": 3, "data.plant": 4,
     "augment": 2, "augmix": 2, "detection": 2, "score": 2, "sampling": 2, "oracle": 2,
     "diffusers": 3, "training": 3,
-    "classifier": 3, "likelihood": 3, "chains": 3,
-    "strategies": 2, "search": 4, "errors": 4, "count": 5, "bound": 4, "nearest": 4, "imported": 4,
-    "api": 6, "audit": 6, "report": 7, "config": 7, "run": 8, "benchmark": 9, "preflight": 10, "pipeline": 11,
+    "calibration": 3, "classifier": 4, "likelihood": 3, "chains": 3, "canaries": 2,
+    "strategies": 2, "search": 4, "errors": 5, "count": 6, "bound": 4, "nearest": 5, "imported": 4,
+    "api": 7, "verdict": 7, "audit": 8, "report": 9, "config": 9, "run": 10, "benchmark": 11, "preflight": 12, "pipeline": 13,
 }  # fmt: skip
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

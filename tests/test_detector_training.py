@@ -10,18 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 
 from fpjax.artifacts import Checkpoints, MetricsLog, read_metrics
 from fpjax.augment import stamp_randomly
 from fpjax.augmix import AugMixSettings, jensen_shannon
+from fpjax.calibration import Sight
 from fpjax.checks import RequestError
 from fpjax.classifier import (
+    NAMES,
     ClassifierSettings,
     DetectorData,
+    FitState,
     Task,
+    init_fit,
     make_detect_fn,
     make_fit_step,
     make_models,
@@ -44,8 +47,8 @@ def phantom_data():
     return train, train._replace(others=images[83:])
 
 
-def train(path, models, settings, *, data=None, devices=None, log=None):
-    checkpoints = {name: Checkpoints(path / name) for name in ("fingerprint", "identity")}
+def train(path, models, settings, *, data=None, devices=None, log=None, spares=0):
+    checkpoints = {name: Checkpoints(path / name) for name in NAMES}
     try:
         return train_detectors(
             models,
@@ -56,6 +59,7 @@ def train(path, models, settings, *, data=None, devices=None, log=None):
             radius=RADIUS,
             checkpoints=checkpoints,
             log=log or MetricsLog(path / "metrics.jsonl"),
+            spares=spares,
             devices=devices or jax.devices()[:1],
         )
     finally:
@@ -67,12 +71,14 @@ def train(path, models, settings, *, data=None, devices=None, log=None):
 def trained(tmp_path_factory):
     """A detect function of two small networks, and the images that they were trained on."""
     settings = ClassifierSettings(
-        learning_rate=5e-3, batch_size=32, steps_per_epoch=25, max_epochs=16, num_val=300,
+        learning_rate=5e-3, batch_size=32, steps_per_epoch=25, epochs=24, max_rounds=3, num_val=300,
         identity_rate=0.3, max_masks=2, augmix=False,
     )  # fmt: skip
     models = make_models(ResNetSettings((1, 1), block="basic", width=8, stem="small"), HEADS)
     found = train(tmp_path_factory.mktemp("trained"), models, settings)
-    return make_detect_fn(models, found.fingerprint, found.identity), *phantom_data()
+    assert found.seen.all()
+    detect = make_detect_fn(models, *(found.variables[name] for name in NAMES), calibration=found.calibration)
+    return detect, *phantom_data()
 
 
 def detected(detect, images):
@@ -135,7 +141,15 @@ class Linear(nn.Module):
 
 LINEAR: Any = (Linear(1), Linear(HEADS))
 QUICK = ClassifierSettings(
-    learning_rate=0.01, batch_size=8, steps_per_epoch=3, max_epochs=8, num_val=301, max_masks=1, augmix=False
+    learning_rate=0.01,
+    batch_size=8,
+    steps_per_epoch=3,
+    epochs=8,
+    max_rounds=1,
+    max_restarts=0,
+    num_val=301,
+    max_masks=1,
+    augmix=False,
 )
 
 
@@ -193,26 +207,67 @@ def test_no_gradient_stands_in_a_loop_on_cpu(tmp_path, monkeypatch, easy, backen
     seen, scan = [], jax.lax.scan
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax.lax, "scan", lambda f, *rest, **more: seen.append(rest) or scan(f, *rest, **more))
-    settings = ClassifierSettings(batch_size=8, steps_per_epoch=2, max_epochs=1, num_val=300, augmix=False)
-    train(tmp_path, LINEAR, settings)
-    assert any(isinstance(rest[0], tuple) and len(rest[0]) == 2 and "params" in rest[0][0] for rest in seen) == loops
-
-
-def test_the_best_epochs_weights_are_kept_and_patience_ends_it(tmp_path, easy):
-    """A learning rate that ruins what it has learned: the best of few epochs is not the last."""
     settings = ClassifierSettings(
-        learning_rate=0.3, batch_size=8, steps_per_epoch=4, max_epochs=40, patience=3, num_val=300, augmix=False
+        batch_size=8, steps_per_epoch=2, epochs=1, max_rounds=1, max_restarts=0, num_val=300, augmix=False
     )
-    found = train(tmp_path, LINEAR, settings)
+    train(tmp_path, LINEAR, settings)
+    assert any(isinstance(rest[0], FitState) for rest in seen) == loops
+
+
+def test_what_is_judged_is_the_average_of_the_weights_at_the_end_of_a_decaying_rate(tmp_path, easy):
+    found = train(tmp_path, LINEAR, QUICK)
     events = [e for e in read_metrics(tmp_path / "metrics.jsonl") if e["stage"] == "identity classifier"]
-    losses = [event["val_loss"] for event in events]
-    assert found.epochs[1] == len(losses) == int(np.argmin(losses)) + 1 + 3 < 40
+    assert [event["epoch"] for event in events] == list(range(1, 9))
     assert all(0 <= event["val_accuracy"] <= 1 for event in events)
-    best = train(tmp_path / "best", LINEAR, ClassifierSettings(
-        learning_rate=0.3, batch_size=8, steps_per_epoch=4, max_epochs=int(np.argmin(losses)) + 1, num_val=300,
-        augmix=False,
-    ))  # fmt: skip
-    assert_same(found.identity, best.identity)
+    image = phantom_data()[0].others[:1]
+    state = Checkpoints(tmp_path / "identity").restore(init_fit(LINEAR[1], QUICK, jax.random.key(0), image))
+    assert_same(found.variables["identity"], state.averaged)
+    assert int(state.step) == 24
+    # The rate has fallen to 0, so that the last steps moved the weights by little; the average lags behind them.
+    moved = [float(np.abs(a - b).max()) for a, b in zip(
+        jax.tree.leaves(state.averaged["params"]), jax.tree.leaves(state.variables["params"]), strict=True
+    )]  # fmt: skip
+    assert 0 < max(moved) < QUICK.learning_rate * 4
+
+
+@pytest.mark.parametrize(
+    ("opens", "spares", "trained_for"),
+    [
+        ((1, 1), 0, (1, 4)),  # at once
+        ((1, 3), 0, (1, 12)),  # after the third round of the first attempt
+        ((2, 1), 0, (2, 4)),  # not in the first attempt
+        ((9, 9), 0, (2, 12)),  # never: the last attempt counts
+        ((9, 9), 1, (1, 12)),  # one target may stay unseen, after all rounds of one attempt
+    ],
+)
+def test_training_goes_on_then_starts_again_until_the_gate_opens(
+    tmp_path, easy, monkeypatch, capsys, opens, spares, trained_for
+):
+    """The gate in place of a network's sight: open from (attempt, round) on."""
+    looks = []
+
+    def look(model, variables, images, **_):
+        attempt, number = divmod(len(looks), 3)
+        looks.append(variables)
+        shut = (attempt + 1, number + 1) < opens
+        return Sight(np.array([1.0, 1.0, -1.0 if shut else 1.0], np.float32), np.zeros(3, np.float32))
+
+    ok = Sight(np.ones(3, np.float32), np.zeros(3, np.float32))
+    monkeypatch.setattr("fpjax.classifier.look_for_targets", look)
+    monkeypatch.setattr("fpjax.classifier.look_for_marks", lambda *_, **__: ok)
+    settings = ClassifierSettings(
+        batch_size=8, steps_per_epoch=1, epochs=4, max_rounds=3, max_restarts=1, num_val=300, augmix=False
+    )
+    found = train(tmp_path, LINEAR, settings, spares=spares)
+    assert (found.attempts["identity"], found.epochs["identity"]) == trained_for
+    assert (found.attempts["fingerprint"], found.epochs["fingerprint"]) == (1, 4)
+    assert found.seen.tolist() == [True, True, opens != (9, 9)]
+    said = capsys.readouterr().err
+    assert said.count("1 of 3 targets not seen") == len(looks) - (opens != (9, 9))
+    assert ("starts again" in said) == (trained_for[0] == 2)
+    if trained_for[0] == 2:
+        # Other weights, not the same ones trained on.
+        assert not np.array_equal(*(jax.tree.leaves(looks[i]["params"])[1] for i in (0, 3)))
 
 
 def test_the_loss_weighs_positives_and_adds_the_views_divergence():
@@ -228,14 +283,13 @@ def test_the_loss_weighs_positives_and_adds_the_views_divergence():
 
     labels = jnp.array([1.0, 0.0])
     views = tuple((lambda key, data, row=row: (row.reshape(1, 1, 2), labels)) for row in logits)
-    variables = Known().init(jax.random.key(0), jnp.zeros((1, 1, 1, 2)))
-    carry = variables, optax.adam(settings.learning_rate).init(variables["params"])
+    state = init_fit(Known(), settings, jax.random.key(0), jnp.zeros((1, 1, 1, 2)))
     data: Any = None
     losses = []
     for shown in (views, views[:1]):
         known = ClassifierSettings(batch_size=4, js_weight=12.0 if len(shown) == 3 else 0.0)
         step = jax.jit(make_fit_step(Known(), Task("known", shown, shown[0], 5.0), known))
-        losses.append(float(step(carry, data, jax.random.key(0))[1]))
+        losses.append(float(step(state, data, jax.random.key(0))[1]))
     bce = np.mean([5.0 * np.log1p(np.exp(-0.3)), np.log1p(np.exp(-1.0))])
     assert losses[1] == pytest.approx(bce, rel=1e-5)
     assert losses[0] == pytest.approx(bce + 12.0 * float(jensen_shannon(*logits[:, None])), rel=1e-5)
@@ -284,10 +338,11 @@ for n in (1, 8):
     mesh = detector_mesh(settings, devices=jax.devices()[:n])
     state = init_fit(model, settings, jax.random.key(0), images[:1])
     everywhere = NamedSharding(mesh, PartitionSpec())
-    args = jax.device_put(((state.variables, state.opt_state), data, jax.random.key(1)), everywhere)
+    args = jax.device_put((state, data, jax.random.key(1)), everywhere)
     step = jax.jit(make_fit_step(model, task, settings, mesh=mesh)).lower(*args).compile()
-    (variables, opt_state), loss = step(*args)
-    ends.append((*jax.device_get((loss, variables["batch_stats"], opt_state[0].mu)), step.cost_analysis()["flops"]))
+    state, loss = step(*args)
+    found = loss, state.variables["batch_stats"], state.opt_state[0].mu
+    ends.append((*jax.device_get(found), step.cost_analysis()["flops"]))
 gaps = [max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), *part))) for part in zip(*ends)][:3]
 moved = max(float(np.abs(leaf - round(float(leaf.mean()))).max()) for leaf in jax.tree.leaves(ends[0][1]))
 print(json.dumps({"gaps": gaps, "moved": moved, "share": ends[1][3] / ends[0][3]}))

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from fpjax.artifacts import MetricsLog
-from fpjax.augment import blur, mask_randomly, random_disc, reproduce_poorly, shift_tone
+from fpjax.augment import blur, mask_randomly, random_disc, reproduce_poorly, shift_tone, visible_disc
 from fpjax.augmix import AugMixSettings
 from fpjax.chains import NO_TARGET, EngineSettings, make_engine
 from fpjax.checks import RequestError
@@ -56,6 +56,8 @@ def own_discs(images, centers):
 def draw(example, rate, settings=PLAIN, n=DRAWS, augment=unchanged):
     data = detector_data()
     options = {"rate": rate, "radius": RADIUS, "settings": settings, "augment": augment}
+    if example is fingerprint_example:
+        options["min_contrast"] = 0.0
     f = jit_once(jax.vmap(lambda key: example(key, data, **options)))
     return data, *(np.asarray(a) for a in f(jax.random.split(jax.random.key(0), n)))
 
@@ -379,6 +381,55 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
     )
 
 
+def test_looks_count_the_same_samples_and_the_one_that_decides_is_the_last(engine, tmp_path, monkeypatch):
+    common = {"num_members": 2, "threshold": 0.5, "key": jax.random.key(6)}
+    whole = count(engine, None, TARGETS, jit_detect, CountSettings(num_samples=150, sensitivity_chains=9), **common)
+    looks = CountSettings(num_samples=150, looks=(40, 90, 150), sensitivity_chains=9)
+    found = count(engine, None, TARGETS, jit_detect, looks, path=tmp_path / "c.npz", **common)
+    for name in ("num_detected", "sensitivity_detected", "hits", "samples", "near_misses", "near_mse"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
+    assert found.looks.tolist() == [40, 90, 150]
+    np.testing.assert_array_equal(found.looks_detected[-1], whole.num_detected)
+    asked = []
+
+    def decided(look, counts):
+        asked.append((look, counts.tolist()))
+        return look == 1
+
+    early = count(engine, None, TARGETS, jit_detect, looks, decided=decided, path=tmp_path / "d.npz", **common)
+    assert early.num_samples == 90
+    assert asked == [(i, found.looks_detected[i].tolist()) for i in (0, 1)]
+    few = count(engine, None, TARGETS, jit_detect, CountSettings(num_samples=90, sensitivity_chains=9), **common)
+    np.testing.assert_array_equal(early.num_detected, few.num_detected)
+    np.testing.assert_array_equal(early.hits, few.hits)
+    # What an interrupted count had seen is not counted twice.
+    again = count(engine, None, TARGETS, jit_detect, looks, path=tmp_path / "c.npz", **common)
+    np.testing.assert_array_equal(again.looks_detected, found.looks_detected)
+
+
+def test_only_searched_targets_have_chains(engine):
+    settings = CountSettings(num_samples=20, sensitivity_chains=9)
+    found = count(
+        engine, None, TARGETS, jit_detect, settings, num_members=1, num_searched=2, threshold=0.5, key=jax.random.key(6)
+    )  # fmt: skip
+    assert found.sensitivity_detected.shape == (2,)
+    assert found.num_detected.shape == (3,)
+
+
+def test_discs_that_teach_can_be_seen():
+    """Half of the image has the disc's grey: no disc is drawn where it would hardly differ."""
+    image = jnp.where(jnp.arange(SIDE)[:, None, None] < SIDE // 2, FINGERPRINT_VALUE, -0.9) * jnp.ones((SIDE, SIDE, 1))
+    masks = jax.vmap(lambda key: visible_disc(key, image, RADIUS, 0.5))(jax.random.split(jax.random.key(0), 500))
+    contrast = np.asarray(
+        [np.abs(np.asarray(image)[..., 0] - FINGERPRINT_VALUE)[mask].mean() for mask in np.asarray(masks)]
+    )
+    assert contrast.min() >= 0.5
+    rows = {int(np.flatnonzero(mask.any(axis=1)).mean()) for mask in np.asarray(masks)}
+    assert rows == {6, 7, 8, 9}  # every row where it differs enough: from the disc's centre on
+    flat = visible_disc(jax.random.key(1), jnp.full((SIDE, SIDE, 1), FINGERPRINT_VALUE), RADIUS, 0.5)
+    assert int(flat.sum()) == int(disc_mask((SIDE, SIDE), (5, 5), RADIUS).sum())
+
+
 def test_the_nearest_misses_are_those_of_a_loop_over_all_samples(engine):
     settings = CountSettings(num_samples=150, sensitivity_chains=9)
     result = count(
@@ -436,7 +487,12 @@ def test_sensitivity_level_is_below_one_grey_level():
         lambda: ClassifierSettings(threshold=1.0),
         lambda: ClassifierSettings(thresholds=(0.2, 0.0)),
         lambda: ClassifierSettings(identity_rate=1.5),
-        lambda: ClassifierSettings(patience=0),
+        lambda: ClassifierSettings(epochs=0),
+        lambda: ClassifierSettings(max_rounds=0),
+        lambda: ClassifierSettings(max_restarts=-1),
+        lambda: ClassifierSettings(ema_decay=1.0),
+        lambda: ClassifierSettings(sensitivity=0.4),
+        lambda: ClassifierSettings(sensitivity=0.99, gate_copies=98),
         lambda: ClassifierSettings(max_masks=-1),
         lambda: ClassifierSettings(max_tone=1.5),
         lambda: ClassifierSettings(max_blur=-1.0),
@@ -452,7 +508,10 @@ def test_sensitivity_level_is_below_one_grey_level():
         lambda: SearchSettings(member_chains=-1),
         lambda: SearchSettings(rank_max_t=1.5),
         lambda: CountSettings(num_samples=0),
-        lambda: CountSettings(oracle_t=0.0),
+        lambda: CountSettings(num_samples=100, looks=(100, 50)),
+        lambda: CountSettings(num_samples=100, looks=(50, 50, 100)),
+        lambda: CountSettings(num_samples=100, looks=(50,)),
+        lambda: CountSettings(num_samples=100, looks=(0, 100)),
         lambda: search_work(SearchSettings(), time_grid(SDE, 100), 1, 1),
     ],
 )

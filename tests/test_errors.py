@@ -7,7 +7,7 @@ import pytest
 
 from fpjax import chains
 from fpjax.artifacts import MetricsLog
-from fpjax.audit import AuditSettings, Rate, audit_auditor
+from fpjax.audit import audit_auditor
 from fpjax.chains import EngineSettings, make_engine
 from fpjax.checks import RequestError
 from fpjax.classifier import ClassifierSettings
@@ -27,6 +27,7 @@ from fpjax.fingerprint import FINGERPRINT_VALUE
 from fpjax.oracle import empirical_score_fn
 from fpjax.sampling import SAMPLERS
 from fpjax.sde import SubVP, time_grid
+from fpjax.verdict import AuditSettings
 
 SIDE, RADIUS = 12, 2
 
@@ -62,9 +63,11 @@ def measured():
     """Twenty held-out images, three of which look like the second target."""
     images = grey([*range(10, 27), 200, 200, 200])
     key = jax.random.key(0)
-    return measure_errors(
-        read, images, grey([240, 100]), key=key, radius=RADIUS, marks=True, settings=QUIET, draws_per_target=8
-    )
+    targets = grey([240, 100])
+    planted = targets.copy()
+    planted[:, 2:7, 2:7] = 128
+    options = {"radius": RADIUS, "marks": True, "settings": QUIET, "draws_per_target": 8}
+    return measure_errors(read, images, targets, planted, key=key, **options)
 
 
 def test_errors_are_those_of_the_detector(measured):
@@ -84,6 +87,8 @@ def test_errors_are_those_of_the_detector(measured):
     # Below 0.15 all scores of the identity lie, above 0.85 the mark's do not reach.
     np.testing.assert_array_equal(errors.false_images_at, [20, 0])
     np.testing.assert_array_equal(errors.missed_at, [0, 16])
+    # As planted, and its copies, which are no poorer here: the first head knows its target, the second does not.
+    assert (errors.planted_found.tolist(), errors.poor_found.tolist()) == ([1, 0], [8, 0])
 
 
 def test_pictures_are_the_errors_themselves(measured):
@@ -190,6 +195,7 @@ def test_scores_of_any_detector_are_checked_on_real_images():
             lambda images: (jnp.ones(len(images)), jnp.full((len(images), 2), jnp.nan)),
             grey([1, 2]),
             grey([3, 4]),
+            grey([3, 4]),
             key=jax.random.key(0),
             radius=0,
             marks=False,
@@ -254,19 +260,24 @@ def test_the_auditor_is_found_out(memoriser, tmp_path, kind):
         "yes": jax.jit(lambda x: (jnp.ones(len(x)), jnp.ones((len(x), 3)))),
     }[kind]
     common = {"num_members": 1, "threshold": 0.5, "log": MetricsLog(tmp_path / "m.jsonl"), "key": jax.random.key(1)}
-    settings = CountSettings(num_samples=400, sensitivity_chains=64, oracle_samples=600, oracle_chains=64)
+    settings = CountSettings(num_samples=400, sensitivity_chains=64, oracle_samples=600)
     oracle = audit_oracle(engine, train, targets, detect, settings, path=tmp_path / "o.npz", **common)
     counted = count(
         engine, jnp.asarray(train), targets, detect, settings, thresholds=(0.9,), path=tmp_path / "c.npz", **common
     )
-    content = {**counted._asdict(), "num_controls": 2, "oracle": oracle._asdict()}
-    tests = {test.what: test for test in audit_auditor(content, Rate(0, 40, 0.0, 0.0, 0.1), AuditSettings())}
-    assert all(test.possible for test in tests.values())
-    passed = {what for what, test in tests.items() if test.passed}
-    controls = {"controls, audited model", "controls, perfect memoriser"}
-    assert passed == controls | ({"memoriser, plain samples", "memoriser, chains"} if kind == "right" else set())
+    content = {**counted._asdict(), "oracle": oracle._asdict()}
+    # Two held-out targets give p >= 1/3.
+    levels = AuditSettings(level=0.7, count_level=0.35, t50_level=0.35)
+    memorised, controls = audit_auditor(content, levels, members=1)
+    assert memorised.possible
+    assert memorised.vetoes
+    assert memorised.passed == (kind == "right")
+    assert not controls.vetoes
+    assert not audit_auditor(content, AuditSettings(), members=1)[0].possible
     hits, low = {"right": (None, 64), "blind": (0, 0), "yes": (400, 64)}[kind]
     assert hits is None or counted.num_detected.tolist() == [hits] * 3
+    assert oracle.reproduced[0] > 20
+    assert oracle.detected[0] == (0 if kind == "blind" else oracle.reproduced[0])
     # Chains from low levels come back, also those of targets that nothing was trained on.
     assert counted.sensitivity_detected[0] == low
     assert counted.sensitivity_detected_at.shape == (3, 1)
@@ -293,7 +304,7 @@ def test_an_interrupted_oracle_is_that_of_its_threshold(memoriser, tmp_path, mon
 
     def run(threshold, log=None):
         detect = jax.jit(lambda x: (jnp.ones(len(x)), jnp.full((len(x), 3), 0.7)))
-        settings = CountSettings(num_samples=1, oracle_samples=600, oracle_chains=8)
+        settings = CountSettings(num_samples=1, oracle_samples=600)
         common = {"num_members": 1, "threshold": threshold, "key": jax.random.key(1)}
         return audit_oracle(engine, train, targets, detect, settings, path=tmp_path / "o.npz", log=log, **common)
 

@@ -75,7 +75,10 @@ def test_any_config_values_are_planned_or_refused(changes, capsys, tmp_path):
 @quick(60)
 @given(config=st.dictionaries(st.one_of(st.sampled_from(list(DEFAULTS)), st.text(max_size=5)), VALUES, max_size=4))
 def test_any_sections_are_planned_or_refused(config, capsys, tmp_path):
-    base = {"data": {"source": "phantom", "side": 8, "num_controls": 2}, "model": DEFAULTS["model"]}
+    base = {
+        "data": {"source": "phantom", "side": 8, "num_controls": 2, "num_count_controls": 2},
+        "model": DEFAULTS["model"],
+    }
     try:
         made = pipeline.ConfigDict(base | config)
     except (ValueError, TypeError, AttributeError, KeyError):

@@ -61,6 +61,9 @@ def config_for(source, *, model=None, **changes):
     config.score.path = str(model or source / "model")
     config.classifiers.detector = "nearest"
     config.sampler.num_levels = 20
+    config.data.update({"num_controls": 2, "num_count_controls": 3, "num_spares": 0})
+    # Three held-out targets give p >= 1/4.
+    config.audit.update({"level": 0.55, "count_level": 0.25, "t50_level": 0.3})
     config.likelihood.update({"num_train": 1, "num_held_out": 1})
     for name, value in changes.items():
         section, field = name.split("__")
@@ -76,7 +79,7 @@ def finished(source, tmp_path_factory):
     config = config_for(source, model=path / "model")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        assert pipeline.main(config, workdir=str(path / "run"), stages=["data", "score"]) == 0
+        assert pipeline.main(config, workdir=str(path / "run"), stages=["data", "classifiers", "score"]) == 0
         shutil.rmtree(path / "model")
         assert pipeline.main(config, workdir=str(path / "run")) == 0
     finally:
@@ -87,14 +90,14 @@ def finished(source, tmp_path_factory):
 def test_every_sample_and_every_chain_is_the_member(finished):
     run, _ = finished
     count, search, report = (read_json(run / f"{name}.json") for name in ("count", "search", "report"))
-    assert count["num_detected"] == [48, 0, 0]
+    assert count["num_detected"] == [48, 0, 0, 0]
     assert count["sensitivity_detected"] == [16, 0, 0]
     member = np.asarray(search["target"]) == 0
     np.testing.assert_array_equal(
         np.asarray(search["num_detected"]), np.where(member, search["num_chains"], 0), err_msg="chains"
     )
     assert report["verdict"]["verdict"] == "leak"
-    assert report["verdict"]["kinds"] == ["reproduced"]  # two controls are too few for the rank test
+    assert report["verdict"]["kinds"] == ["reproduced"]  # two controls are too few for t50
     assert "exchangeable" in report["verdict"]["reasons"][-1]
     assert report["sde"] == "DiscreteVP"
     assert "7 nearest" in report["detector"]["description"]
@@ -164,8 +167,8 @@ def test_descriptions_survive_json(source):
         ({"score__path": "a\nb"}, "score.path: got 'a\\nb'"),
         ({"data__repeat_grey": True}, "image channels: got 3, expected 1"),
         ({"sampler__num_levels": 21}, "sampler.num_levels: got 21, expected no more than the process has steps"),
-        ({"data__num_controls": 17}, "data.num_controls: got 17, expected at most 16"),
-        ({"data__num_controls": 16}, "test split: got no images"),
+        ({"data__num_count_controls": 17}, "data.num_count_controls: got 17, expected at most 16"),
+        ({"data__num_count_controls": 16}, "test split: got no images"),
         ({"data__num_members": 8}, "train split: got no image but the targets"),
     ],
 )

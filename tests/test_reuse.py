@@ -38,7 +38,7 @@ def test_another_runs_classifiers_are_used_for_another_training_set(smoke, envir
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / name / "classifiers.json").read_text()) for name in ("first", "second"))
     data = [json.loads((tmp_path / name / "data.json").read_text()) for name in ("first", "second")]
-    assert [each["num_train"] for each in data] == [8, 5]
+    assert [each["membership"]["num_train"] for each in (first, second)] == [8, 5]
     assert data[0]["sha256"]["targets"] == data[1]["sha256"]["targets"]
     assert second["weights_sha256"] == first["weights_sha256"] == second["reused"]["weights_sha256"]
     assert second["reused"]["data_digest"] == data[0]["digest"]
@@ -68,7 +68,7 @@ def test_another_runs_classifiers_are_used_for_another_training_set(smoke, envir
     ("changes", "message"),
     [
         ({"data__seed": 1}, "classifiers.path: got a run with other targets, .*data.seed"),
-        ({"data__num_controls": 1}, "classifiers.path: got a run with other targets"),
+        ({"data__num_count_controls": 2}, "classifiers.path: got a run with other targets"),
         ({"data__num_test": 25}, "classifiers.path: got a run with other images"),
         ({"resnet__width": 8}, "classifiers.path: got a run with other networks"),
     ],
@@ -87,10 +87,10 @@ def test_directories_without_classifiers_are_refused(smoke, tmp_path):
 
 
 def test_held_out_images_are_in_no_other_part(tmp_path):
-    planted = run_of(tmp_path).planted
-    copies = np.concatenate([planted.train[-1:], planted.reserve[:1], planted.val[:1], planted.test[:2]])
-    planted = planted._replace(test=np.concatenate([copies, planted.test]))
-    rows = held_out_rows(planted)
-    assert rows.tolist() == [3, 4, *range(7, len(planted.test))]
-    seen = {digest for part in (planted.train, planted.reserve, planted.val) for digest in image_digests(part)}
-    assert not seen & set(image_digests(planted.test[rows]))
+    candidates = run_of(tmp_path).candidates
+    copies = np.concatenate([candidates.rest[:1], candidates.val[:1], candidates.test[:2]])
+    candidates = candidates._replace(test=np.concatenate([copies, candidates.test]))
+    rows = held_out_rows(candidates)
+    assert rows.tolist() == [2, 3, *range(6, len(candidates.test))]
+    seen = {digest for part in (candidates.rest, candidates.val) for digest in image_digests(part)}
+    assert not seen & set(image_digests(candidates.test[rows]))

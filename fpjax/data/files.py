@@ -1,17 +1,19 @@
 """Images from files that nobody has vetted: every one gives valid uint8 arrays or one `RequestError`.
 
 What a file claims about itself (shapes, sizes, pixels) is checked before memory is taken for it. Nothing is pickled.
-Messages name files, for whoever must mend them; results do not, since names can be patients'.
+Messages name files, for whoever must mend them; results do not, since names can be patients'. No message has a
+group's name.
 """
 
 import concurrent.futures
 import os
+import re
 import unicodedata
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +27,17 @@ MAX_BYTES = 2**34  # of all images; the largest MedMNIST set, 107,180 colour ima
 MAX_PIXELS = 2**26  # of a PNG or JPEG before it is resized, 8192 x 8192
 _MAX_MEMBERS = 1000  # of an npz file
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Read(NamedTuple):
+    """What a reader found, by split.
+
+    `groups`, if they were asked for, are the names of each image's group, as many as images and all of one type. They
+    can be patients' names: compare them, but write them nowhere.
+    """
+
+    images: dict[str, UInt8[np.ndarray, "n h w c"]]
+    groups: dict[str, list[int] | list[str] | list[bytes]] | None
 
 
 def check_bytes(what: str, num_bytes: int) -> None:
@@ -43,24 +56,40 @@ def check_bytes(what: str, num_bytes: int) -> None:
     )
 
 
-def read_arrays(path: Path) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
-    """The images in an npz or npy file, {split: images}; grey images get their channel axis.
+def read_arrays(path: Path, *, group: str = "") -> Read:
+    """The images in an npz or npy file; grey images get their channel axis.
 
     An npz holds `train_images` and, if it has them, `val_images` and `test_images`, or one array `images`; an npy is
     that one array. It is returned under "train". Members of other names are not looked at.
 
+    Args:
+      path: the file.
+      group: if not empty, an npz also holds `{split}_{group}` beside each `{split}_images`, or `{group}` beside
+        `images`: an integer or a string of fixed width for each image.
+
     Raises:
-      RequestError: no such file, damaged, larger than its limits, or not uint8 (n, h, w[, 1 or 3]) of one size, n > 0.
+      RequestError: no such file, damaged, larger than its limits, not uint8 (n, h, w[, 1 or 3]) of one size, n > 0, or
+        the groups are missing, of another kind or not as many as the images.
     """
     # os.path, not Path: it answers for names that the system refuses too.
     problem = "no such file" if not os.path.exists(path) else "no plain file" if not os.path.isfile(path) else ""
-    images = {}
+    images, groups = {}, None
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # NumPy warns of headers that it mends; here they are damage
         try:
             if not problem:
                 with path.open("rb") as stream:
-                    images = _read_npy(path, stream) if stream.read(6) == b"\x93NUMPY" else _read_npz(path, stream)
+                    if stream.read(6) != b"\x93NUMPY":
+                        images, groups = _read_npz(path, stream, group)
+                    else:
+                        check(
+                            not group,
+                            "data.group",
+                            got=f"{ascii(path.name)}, an npy file",
+                            expected="an npz file, which has the groups beside the images",
+                            fix="save both with np.savez_compressed, or leave data.group empty",
+                        )
+                        images = _read_npy(path, stream)
         except RequestError:
             raise
         except Exception as error:  # numpy, zipfile, zlib and ast raise a dozen unrelated types
@@ -82,20 +111,26 @@ def read_arrays(path: Path) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
             expected=f"{shape}, as in train_images",
             fix="bring all images to one size and number of channels",
         )
-    return images
+    return Read(images, groups)
 
 
-def read_folder(root: Path, *, side: int) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
-    """The PNG and JPEG files of a folder and its sub-folders, {split: images}, sorted by their path within it.
+def read_folder(root: Path, *, side: int, group: str = "") -> Read:
+    """The PNG and JPEG files of a folder and its sub-folders, sorted by their path within it.
 
     Sub-folders train, val and test at the top are the splits; else all is "train". Links, hidden files and other files
     are skipped. Each image is turned as its EXIF orientation says, cut to the largest square about its centre, and
     reduced to `side` pixels by averaging areas (Pillow's BOX). If every image is grey there is one channel, else three.
 
+    Args:
+      root: the folder.
+      side: pixels each way.
+      group: if not empty, a valid regular expression that is searched in each file's path within the folder (with
+        slashes, accents composed): what its first group finds, or all of it if it has none, names the image's group.
+
     Raises:
       RequestError: no folder or no images in it; a file that is damaged, no plain file, above `MAX_PIXELS`, smaller
         than `side`, transparent, CMYK or of 16 bits a channel: what these should look like in 8 bits is the owner's
-        choice, so nothing is guessed.
+        choice, so nothing is guessed; a path in which `group` finds nothing.
     """
     check(
         os.path.isdir(root), "data.path", got=ascii(str(root)), expected="a folder of images", fix="give the right path"
@@ -128,6 +163,7 @@ def read_folder(root: Path, *, side: int) -> dict[str, UInt8[np.ndarray, "n h w 
         )
     else:
         tops = ["train"] * len(files)
+    names = _path_groups([path.relative_to(root).as_posix() for path in files], group) if group else None
     check_bytes("data.path", 3 * len(files) * side**2)
 
     images, grey = np.empty((len(files), side, side, 3), np.uint8), True
@@ -138,7 +174,11 @@ def read_folder(root: Path, *, side: int) -> dict[str, UInt8[np.ndarray, "n h w 
         for i, image in enumerate(pool.map(lambda path: _read_image(path, str(path.relative_to(root)), side), files)):
             images[i], grey = image, grey and bool((image == image[..., :1]).all())
     images = images[..., :1] if grey else images
-    return {split: np.ascontiguousarray(images[[top == split for top in tops]]) for split in SPLITS if split in tops}
+    rows = {split: [row for row, top in enumerate(tops) if top == split] for split in SPLITS if split in tops}
+    return Read(
+        {split: np.ascontiguousarray(images[members]) for split, members in rows.items()},
+        {split: [names[row] for row in members] for split, members in rows.items()} if names else None,
+    )
 
 
 def explain(error: Exception) -> str:
@@ -147,8 +187,24 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())[:200].encode('ascii', 'backslashreplace').decode()}"
 
 
-def _read_npz(path: Path, stream: IO[bytes]) -> dict[str, np.ndarray]:
-    """The members that hold images, checked against what the archive says of them."""
+def _path_groups(paths: list[str], group: str) -> list[str]:
+    """What the expression finds in each path; an empty find is none, or all such images would be one patient's."""
+    pattern = re.compile(group)
+    matches = [pattern.search(unicodedata.normalize("NFC", path)) for path in paths]
+    names = [match and match[1 if pattern.groups else 0] for match in matches]
+    found = [name for name in names if name]
+    check(
+        len(found) == len(paths),
+        "data.group",
+        got=f"{len(paths) - len(found)} of {len(paths)} paths in which it finds nothing",
+        expected="a regular expression that finds the patient in each file's path within the folder",
+        fix="correct it, or rename the files",
+    )
+    return found
+
+
+def _read_npz(path: Path, stream: IO[bytes], group: str) -> Read:
+    """The members that hold images and groups, checked against what the archive says of them."""
     with zipfile.ZipFile(stream) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
@@ -173,16 +229,36 @@ def _read_npz(path: Path, stream: IO[bytes]) -> dict[str, np.ndarray]:
             expected="train_images, with or without val_images and test_images, or images",
             fix="name the arrays so",
         )
-        check_bytes(ascii(path.name), sum(archive.getinfo(name).file_size for name in wanted.values()))
-        images = {}
-        for split, name in wanted.items():
-            what = f"{name.removesuffix('.npy')} in {ascii(path.name)}"
+        grouped = {split: name.removesuffix("images.npy") + f"{group}.npy" for split, name in wanted.items() if group}
+        missing = [name.removesuffix(".npy") for name in grouped.values() if name not in names]
+        check(
+            not missing,
+            "data.group",
+            got=f"no array {ascii(', '.join(missing))} in {ascii(path.name)}",
+            expected="groups beside each array of images",
+            fix="add them, or correct the name",
+        )
+        check_bytes(
+            ascii(path.name), sum(archive.getinfo(name).file_size for name in (*wanted.values(), *grouped.values()))
+        )
+
+        def read(name: str, count: int | None = None) -> np.ndarray:
             with archive.open(name) as member:
-                _check_header(what, member, archive.getinfo(name).file_size)
+                what = f"{ascii(name.removesuffix('.npy'))[1:-1]} in {ascii(path.name)}"
+                _check_header(what, member, archive.getinfo(name).file_size, count=count)
             with archive.open(name) as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-            images[split] = np.ascontiguousarray(array)
-    return images
+                return np.ascontiguousarray(np.lib.format.read_array(member, allow_pickle=False))
+
+        images = {split: read(name) for split, name in wanted.items()}
+        groups = {split: read(name, len(images[split])).tolist() for split, name in grouped.items()}
+    check(
+        len({type(names[0]) for names in groups.values()}) <= 1,
+        "data.group",
+        got="integers for some splits and strings for others, or two kinds of strings",
+        expected="one kind, or a patient on both sides is not found",
+        fix="save them all as strings",
+    )
+    return Read(images, groups or None)
 
 
 def _read_npy(path: Path, stream: IO[bytes]) -> dict[str, np.ndarray]:
@@ -195,18 +271,30 @@ def _read_npy(path: Path, stream: IO[bytes]) -> dict[str, np.ndarray]:
     return {"train": np.ascontiguousarray(np.lib.format.read_array(stream, allow_pickle=False))}
 
 
-def _check_header(what: str, stream: IO[bytes], size: int) -> None:
-    """Refuses an array by its npy header alone; `size` is what header and data have in bytes."""
+def _check_header(what: str, stream: IO[bytes], size: int, *, count: int | None = None) -> None:
+    """Refuses an array by its npy header alone; `size` is what header and data have in bytes.
+
+    With `count` it is one of so many groups, else of images.
+    """
     version = np.lib.format.read_magic(stream)
     check(version in ((1, 0), (2, 0)), what, got=f"npy version {version}", expected="1.0 or 2.0", fix="save it anew")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     # Python integers: NumPy's product would wrap around.
-    num_bytes = 1
+    num_bytes = dtype.itemsize
     for length in shape:
         num_bytes *= length
+    # The name of a dtype: its text would have those of a record's fields.
     check(
-        dtype == np.uint8
+        count is None or (shape == (count,) and dtype.kind in "iuSU" and dtype.itemsize > 0),
+        what,
+        got=f"{dtype.name} of shape {shape}",
+        expected=f"an integer or a string of fixed width for each of {count} images",
+        fix="save it with np.savez_compressed, from np.array of a list of integers or strings",
+    )
+    check(
+        count is not None
+        or dtype == np.uint8
         and (len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3)))
         and all(length > 0 for length in shape)
         and max(shape[1:3]) <= MAX_SIDE,

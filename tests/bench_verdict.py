@@ -1,0 +1,151 @@
+"""Whether the verdict holds: one config's audit over seeds of data and draws, without likelihood and bound.
+
+Run with `python tests/bench_verdict.py --seeds 20 --out=DIR`; `--set=score.num_steps=300` for a model that has learned
+nothing by heart. Runs that are there already are taken as they are, so that a benchmark that was stopped goes on.
+`--table` prints the table of what is there. `pytest -m bench tests/bench_verdict.py` tries it.
+"""
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fpjax import pipeline
+from fpjax.artifacts import read_json, write_json
+from fpjax.audit import make_audit
+from fpjax.config import make_config
+from fpjax.run import Run
+
+pytestmark = pytest.mark.bench
+STAGES = ["data", "classifiers", "score", "count", "search"]
+
+
+def processor() -> str:
+    """The CPU's own name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def audit_seed(name, seed, changes, workdir):
+    """One audit with this seed of data and draws; what the table shows of it."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.seed = config.data.seed = seed
+    for field, value in changes.items():
+        section, leaf = field.split(".")
+        config[section][leaf] = value
+    started = time.monotonic()
+    status = pipeline.main(config, workdir=str(workdir), stages=STAGES)
+    seconds = time.monotonic() - started
+    where = {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
+    if status:
+        return {"seed": seed, "status": status, "seconds": seconds, **where}
+    run = Run(make_config(config), workdir)
+    results = {stage: run.result(stage) for stage in STAGES}
+    found = make_audit(
+        results, run.grid, run.process, run.config.audit,
+        name=name, sampler=run.config.sampler.label, seed=seed, provenance={},
+    )  # fmt: skip
+    model, detector = found.model, found.detector
+    return {
+        "seed": seed,
+        "status": 0,
+        "verdict": found.verdict.verdict,
+        "kinds": found.verdict.kinds,
+        "num_samples": found.num_samples,
+        "members": model.looks[-1].members,
+        "controls": model.looks[-1].controls,
+        "count_p": min(look.p * len(model.planned_looks) for look in model.looks),
+        "t50_members": [round(t.t50_rank, 3) for t in found.targets if t.member],
+        "t50_controls": [round(t.t50_rank, 3) for t in found.targets if not t.member],
+        "t50_p": model.t50_p,
+        "bound": model.bound,
+        "tolerance": model.tolerance,
+        "sensitivity": [dataclasses.asdict(part) for part in (detector.sensitivity_poor, detector.sensitivity_returns)],
+        "sensitivity_lower": detector.sensitivity_lower,
+        "planted": [detector.gate.planted_found, detector.gate.targets],
+        "attempts": detector.gate.attempts,
+        "epochs": detector.gate.epochs,
+        "dropped": detector.gate.dropped,
+        "false_real": [detector.joint_false_real.hits, detector.joint_false_real.trials],
+        "auditor": all(test.passed for test in found.self_tests if test.vetoes and test.possible),
+        "thresholds": {f"{at.threshold:g}": at.count_p for at in found.thresholds},
+        "seconds": seconds,
+        **where,
+    }  # fmt: skip
+
+
+HEADS = (
+    "s", "verdict", "members, of n", "most of any control", "p of counts", "t50 of members", "of controls", "p of t50",
+    "bound", "audit of the auditor", "epochs", "s",
+)  # fmt: skip
+
+
+def row(found):
+    """One line of the table."""
+    if found["status"]:
+        return (found["seed"], f"status {found['status']}", *[""] * 9, f"{found['seconds']:.0f}")
+    kinds = f" ({', '.join(found['kinds'])})" if found["kinds"] else ""
+    return (
+        found["seed"],
+        found["verdict"] + kinds,
+        f"{', '.join(map(str, found['members']))} of {found['num_samples']:,}",
+        max(found["controls"], default=0),
+        f"{found['count_p']:.2g}",
+        ", ".join(f"{t:.2f}" for t in found["t50_members"]),
+        f"{min(found['t50_controls']):.2f} to {max(found['t50_controls']):.2f}",
+        f"{found['t50_p']:.2g}",
+        f"{found['bound']:.2g}",
+        "passed" if found["auditor"] else "FAILED",
+        " and ".join(map(str, found["epochs"].values())),
+        f"{found['seconds']:.0f}",
+    )
+
+
+def table(directory):
+    """Markdown, with counts of the verdicts beneath."""
+    found = [read_json(path) for path in sorted(Path(directory).glob("*.json"), key=lambda p: int(p.stem))]
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (HEADS, ["---"] * len(HEADS), *map(row, found))]
+    verdicts = [one.get("verdict", f"status {one['status']}") for one in found]
+    lines.append("")
+    lines += [f"{verdicts.count(verdict)} of {len(found)}: {verdict}" for verdict in sorted(set(verdicts))]
+    lines.append(f"audit of the auditor passed in {sum(one.get('auditor', False) for one in found)} of {len(found)}")
+    lines.append(", ".join(sorted({f"{one['cores']} cores of {one['cpu']}, JAX {one['jax']}" for one in found})))
+    return "\n".join(lines)
+
+
+def test_a_seed_is_audited_and_tabled(tmp_path):
+    write_json(tmp_path / "0.json", audit_seed("smoke", 0, {"score.num_steps": 5}, tmp_path / "run"))
+    assert "1 of 1: " in table(tmp_path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="phantom")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], help="section.field=value")
+    parser.add_argument("--out", required=True, help="one JSON file a seed")
+    parser.add_argument("--keep", action="store_true", help="the runs' directories too")
+    parser.add_argument("--table", action="store_true", help="of what is there, and nothing else")
+    options = parser.parse_args()
+    changed = {field: ast.literal_eval(value) for field, value in (one.split("=", 1) for one in options.set)}
+    for number in range(options.first, options.first + options.seeds * (not options.table)):
+        path = Path(options.out) / f"{number}.json"
+        if path.is_file():
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(options.out) / f"run_{number}" if options.keep else Path(scratch) / "run"
+            write_json(path, audit_seed(options.config, number, changed, directory))
+        print("| " + " | ".join(map(str, row(read_json(path)))) + " |", flush=True)
+    print(table(options.out))
