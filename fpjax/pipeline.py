@@ -61,7 +61,22 @@ from .training import fit, training_mesh
 
 
 def _data(run: Run) -> None:
-    run.finish("data", run.data[1])
+    candidates, content = run.data
+    identity = content["identity"]
+    images = ", ".join(f"{count:,} {split}" for split, count in identity["num_images"].items())
+    drawn = (
+        f"; drawn from train: {', '.join(n for n in identity['drawn'] if n != 'seed')}" if "drawn" in identity else ""
+    )
+    grouped = "; no group of images on both sides" if "groups" in identity else ""
+    print(f"data: {identity['name']}, {images}{drawn}{grouped}", file=sys.stderr)
+    if run.config.data.stamp:
+        print(
+            f"data: {len(candidates.record)} targets drawn from {', '.join(identity['alike'])}; "
+            f"{candidates.passed_over} images passed over, on which no disc has a contrast of "
+            f"{run.config.data.min_contrast} grey levels",
+            file=sys.stderr,
+        )
+    run.finish("data", content)
 
 
 def _import(run: Run, imported: Imported) -> None:

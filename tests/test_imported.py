@@ -61,7 +61,7 @@ def config_for(source, *, model=None, **changes):
     config.score.path = str(model or source / "model")
     config.classifiers.detector = "nearest"
     config.sampler.num_levels = 20
-    config.data.update({"num_controls": 2, "num_count_controls": 3, "num_spares": 0})
+    config.data.update({"num_members": 1, "num_controls": 2, "num_count_controls": 3, "num_spares": 0})
     # Three held-out targets give p >= 1/4.
     config.audit.update({"level": 0.55, "count_level": 0.25, "t50_level": 0.3})
     config.likelihood.update({"num_train": 1, "num_held_out": 1})

@@ -16,12 +16,16 @@ from .conftest import RESULTS, ROOT, launch
 def test_all_stages_run_and_end_with_the_verdict(smoke):
     workdir, done = smoke
     assert done.stdout.startswith("VERDICT: ")
-    for text in ("t'", "t50", "c_p+", "c_id+", "|q|", "leak test", "rank test", "bits/dim", "sensitivity"):
+    for text in ("t'", "t50", "c_p+", "c_id+", "|q|", "Tests of the model", "tolerance", "bits/dim", "sensitivity"):
         assert text in done.stdout, text
     assert {path.name for path in workdir.iterdir()} >= {
         *RESULTS, "config.json", "report.json", "report.html", "metrics.jsonl", "figures", "samples", "checkpoints",
     }  # fmt: skip
     assert not list((workdir / "partial").glob("*.npz"))
+    report = json.loads((workdir / "report.json").read_text())
+    assert [test["row"] for test in report["tests"]] == [0, 1]  # two members, each with tests of its own
+    assert [target["member"] for target in report["targets"]] == [True, True, False, False]
+    assert len(report["model"]["looks"][0]["controls"]) == 3
     assert [path.name for path in workdir.glob("samples/score_*")] == ["score_40.npz"]
     assert (workdir / "figures" / "on_the_way.png").is_file()
     assert not list(workdir.rglob(".*.tmp"))
@@ -87,8 +91,8 @@ def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
     assert "to do" in lines["score"]
     assert "not asked for" in lines["search"]
-    # 48 samples of 10 steps and 3 x 16 chains from level 1.
-    assert "528 evaluations" in lines["count"]
+    # 48 samples of 10 steps and 4 x 16 chains from level 1.
+    assert "544 evaluations" in lines["count"]
 
 
 @pytest.mark.parametrize(
