@@ -1,4 +1,4 @@
-"""Your own images on a CPU: a folder of PNG or JPEG files, the small model of BreastMNIST, 19 held-out targets.
+"""Your own images on a CPU: a folder of PNG or JPEG files, the small model of BreastMNIST.
 
 Command:  python launch.py --config=configs/folder.py --config.data.path=DIR
 Needs:    54 distinct images or more, of 28 pixels each way or more.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .sde import DiscreteVP as DiscreteVP
     from .sde import SubVP as SubVP
     from .stats import clopper_pearson as clopper_pearson
+    from .stats import permutation_p as permutation_p
     from .stats import t50 as t50
     from .stats import t_prime as t_prime
 
@@ -44,7 +45,7 @@ _NAMES = {
     "sampling": ("SamplerSettings",),
     "score": ("make_score_fn",),
     "sde": ("VE", "VP", "DiscreteVP", "SubVP"),
-    "stats": ("clopper_pearson", "t50", "t_prime"),
+    "stats": ("clopper_pearson", "permutation_p", "t50", "t_prime"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -1,7 +1,8 @@
 """Whether the verdict holds: one config's audit over seeds of data and draws, without likelihood and bound.
 
-Run with `python tests/bench_verdict.py --seeds 20 --out=DIR`; `--set=score.num_steps=300` for a model that has learned
-nothing by heart. Runs that are there already are taken as they are, so that a benchmark that was stopped goes on.
+Run with `python tests/bench_verdict.py --seeds 20 --out=DIR`; `--set=score.num_steps=300` for a model that has hardly
+learned; `--null` for one that has not seen the members, so that "leak" is false. Runs that are there already are taken as they are, so that a benchmark that was stopped goes on.
+`--classifiers=DIR` takes the detectors of an earlier benchmark that kept its runs, whose seeds and data are the same.
 `--table` prints the table of what is there. `pytest -m bench tests/bench_verdict.py` tries it.
 """
 
@@ -37,15 +38,27 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def audit_seed(name, seed, changes, workdir):
-    """One audit with this seed of data and draws; what the table shows of it."""
+def audit_seed(name, seed, changes, workdir, *, classifiers="", null=False):
+    """One audit with this seed of data and draws; what the table shows of it.
+
+    Args:
+      null: whether the score network is kept from seeing the members, which lie first among its images.
+    """
     config = importlib.import_module(f"configs.{name}").get_config()
     config.seed = config.data.seed = seed
     for field, value in changes.items():
         section, leaf = field.split(".")
         config[section][leaf] = value
-    started = time.monotonic()
-    status = pipeline.main(config, workdir=str(workdir), stages=STAGES)
+    if classifiers:
+        config.classifiers.path = str(Path(classifiers) / f"run_{seed}")
+    started, fit = time.monotonic(), pipeline.fit
+    if null:
+        unseen = config.data.num_members
+        pipeline.fit = lambda loss, params, images, *rest, **more: fit(loss, params, images[unseen:], *rest, **more)
+    try:
+        status = pipeline.main(config, workdir=str(workdir), stages=STAGES)
+    finally:
+        pipeline.fit = fit
     seconds = time.monotonic() - started
     where = {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
     if status:
@@ -137,6 +150,8 @@ if __name__ == "__main__":
     parser.add_argument("--set", action="append", default=[], help="section.field=value")
     parser.add_argument("--out", required=True, help="one JSON file a seed")
     parser.add_argument("--keep", action="store_true", help="the runs' directories too")
+    parser.add_argument("--classifiers", default="", help="the --out of a benchmark with --keep")
+    parser.add_argument("--null", action="store_true", help="keep the members from the score network")
     parser.add_argument("--table", action="store_true", help="of what is there, and nothing else")
     options = parser.parse_args()
     changed = {field: ast.literal_eval(value) for field, value in (one.split("=", 1) for one in options.set)}
@@ -146,6 +161,7 @@ if __name__ == "__main__":
             continue
         with tempfile.TemporaryDirectory() as scratch:
             directory = Path(options.out) / f"run_{number}" if options.keep else Path(scratch) / "run"
-            write_json(path, audit_seed(options.config, number, changed, directory))
+            how = {"classifiers": options.classifiers, "null": options.null}
+            write_json(path, audit_seed(options.config, number, changed, directory, **how))
         print("| " + " | ".join(map(str, row(read_json(path)))) + " |", flush=True)
     print(table(options.out))
