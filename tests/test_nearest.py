@@ -75,7 +75,7 @@ def test_errors_are_counted_where_they_are_made():
         settings = ClassifierSettings(detector="nearest", max_noise=max_noise, distance=distance)
         detect = make_nearest_detector(to_model(references), to_model(targets), settings).detect
         found, _ = measure_errors(
-            detect, held_out, targets, key=jax.random.key(0), radius=0, marks=False, settings=settings
+            detect, held_out, targets, targets, key=jax.random.key(0), radius=0, marks=False, settings=settings
         )
         assert {roc.decision for roc in found.roc} == {"identity"}
         return {roc.condition: roc for roc in found.roc}
