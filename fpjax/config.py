@@ -70,8 +70,9 @@ class Config:
 
 
 FREE_SECTIONS = ("engine", "report")  # not audit: levels and tolerance are stated beforehand
-# Where files lie on this machine: not part of what a run is, and not written down with it.
-FREE_FIELDS = ("data.directory", "data.path", "data.download", "score.path", "classifiers.path")
+# Where files lie on this machine: not part of what a run is, and not written down with it. Nor is what names patients'
+# groups, which can hold names: data.json has the digest of who belongs together.
+FREE_FIELDS = ("data.directory", "data.path", "data.download", "data.group", "score.path", "classifiers.path")
 
 
 def _fits(value: Any, default: Any, hint: Any) -> bool:

@@ -15,7 +15,7 @@ from fpjax import pipeline
 from fpjax.chains import Queue, slot_shapes
 from fpjax.checks import RequestError
 from fpjax.classifier import init_fit
-from fpjax.config import Config, describe_config, make_config
+from fpjax.config import FREE_FIELDS, Config, describe_config, make_config
 from fpjax.data.plant import Candidates, Target
 from fpjax.sde import VE, VP, SubVP
 from fpjax.training import init_state, make_train_step
@@ -174,6 +174,14 @@ def test_unknown_section_and_bad_seed_are_refused():
     ):
         with pytest.raises(RequestError, match=message):
             make_config(ConfigDict(change))
+
+
+def test_what_can_hold_names_is_not_written_down():
+    config = config_of("folder")
+    config.data.update({"path": "/home/jane/images", "group": "(jane|joe)/"})
+    written = describe_config(make_config(config), skip=FREE_FIELDS)
+    assert "jane" not in str(written)
+    assert written["data"]["side"] == 28
 
 
 def test_whole_numbers_pass_for_floats_and_lists_for_tuples():

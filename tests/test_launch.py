@@ -95,10 +95,27 @@ def test_dry_run_shows_the_plan_and_writes_nothing(environment, tmp_path):
     assert "544 evaluations" in lines["count"]
 
 
+@pytest.mark.slow
+def test_canaries_are_audited_as_members_and_held_out_targets(environment, tmp_path):
+    none = [f"--config.data.{name}=0" for name in ("num_members", "num_controls", "num_count_controls")]
+    flags = [*none, "--config.data.canaries=10", "--config.data.num_train=12", "--config.audit.canary_score=t50"]
+    done = launch(environment, f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["canaries"]["score"] == "t50"
+    assert report["canaries"]["num_in"] + report["canaries"]["num_out"] == 10 == len(report["targets"])
+    assert report["canaries"]["num_in"] == len(report["tests"])
+    assert "AUROC" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--stge=data"], "stge"),
+        (["--config.audit.count_level=0.02"], "audit.count_level + audit.t50_level: got 0.02 + 0.04"),
+        (["--config.count.looks=(48, 24)"], "count.looks: got (48, 24)"),
+        (["--config.data.num_count_controls=900"], "got 903, expected at most"),
+        (["--config.data.canaries=12"], "canaries or a fixed number of members"),
         (
             ["--stage=data,train"],
             "--stage: got 'train', expected one of benchmark, bound, check, classifiers, count, data",
