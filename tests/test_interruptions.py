@@ -348,7 +348,7 @@ def test_other_images_are_never_judged_by_weights_that_did_not_see_them(smoke, e
     """data.json deleted and the run begun again on other images: trained again, from nothing."""
     images, flags = (
         tmp_path / "a.npy",
-        ["--config.data.source=npz", "--stage=data,classifiers", f"--workdir={tmp_path / 'run'}"],
+        ["--config.data.source=npz", "--stage=data,classifiers,score", f"--workdir={tmp_path / 'run'}"],
     )
     digests = []
     for seed in (1, 2):
