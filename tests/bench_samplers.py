@@ -83,7 +83,7 @@ def test_samplers_on_the_smoke_run(tmp_path):
     from configs import smoke
     from fpjax import pipeline
 
-    pipeline.run(smoke.get_config(), workdir=str(tmp_path / "run"), stages=["data", "score", "classifiers"])
+    pipeline.run(smoke.get_config(), workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])
     rows = tuple(dataclasses.replace(row, num_levels=10) for row in ROWS)
     print(table(Run(make_config(smoke.get_config()), tmp_path / "run"), np.linspace(0.1, 1, 4), 4, rows))
 

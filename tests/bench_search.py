@@ -45,7 +45,7 @@ class Bench:
         x, t = jnp.zeros((slots, *self.shape)), jnp.full(slots, 0.5)
         self.params = jax.jit(model.init)(self.key, x[:1], t[:1])["params"]
         self.num_params = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        classifiers = make_models(settings.resnet, 1 + settings.data.num_controls)
+        classifiers = make_models(settings.resnet, settings.data.num_members + settings.data.num_count_controls)
         self.detect = make_detect_fn(classifiers, *(jax.jit(each.init)(self.key, x[:1]) for each in classifiers))
         self.grid, sde = time_grid(settings.process, levels), settings.process
 

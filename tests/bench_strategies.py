@@ -61,7 +61,7 @@ def table(run: Run, *, levels: int, chains: int, few: int) -> str:
         run.image_shape,
         run.config.engine,
     )
-    floor = 1 / run.result("data")["num_train"]
+    floor = 1 / len(run.planted.train)
     settings = SearchSettings(
         member_levels=levels,
         member_chains=chains,
@@ -108,7 +108,7 @@ def test_strategies_on_the_smoke_run(tmp_path):
     from fpjax import pipeline
 
     config = smoke.get_config()
-    pipeline.run(config, workdir=str(tmp_path / "run"), stages=["data", "score", "classifiers"])
+    pipeline.run(config, workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])
     text = table(Run(make_config(config), tmp_path / "run"), levels=40, chains=4, few=4)
     assert text.count("\n") == 3 + len(STRATEGIES)
 
