@@ -122,7 +122,9 @@ def measure(run: Run) -> dict[str, Timing]:
     variables = [state.variables for state in states]
     candidates = run.candidates
     radius = candidates.record[0].radius
-    tasks = make_tasks(settings, config.augmix, num_targets=len(candidates.targets), radius=radius, min_contrast=1e-3)
+    tasks = make_tasks(
+        settings, config.augmix, num_targets=len(candidates.targets), radius=radius, min_contrast=run.min_contrast
+    )
     tasks = tasks[-len(detectors) :]
     steps = [make_fit_step(model, task, settings) for model, task in zip(detectors, tasks, strict=True)]
     absent = [None] * (len(run.classifier_models) - len(detectors))

@@ -132,9 +132,7 @@ def look_for_marks(model: nn.Module, variables: Any, images: GateImages, *, targ
     """
     own = _all_logits(model, variables, images.targets).reshape(targets, -1)
     clean = -_all_logits(model, variables, images.clean)[:, 0]
-    silent = (
-        -lowest_found(np.append(np.inf, clean), sensitivity) if len(clean) * (1 - sensitivity) >= 1 else -clean.min()
-    )
+    silent = -lowest_found(np.append(np.inf, clean), sensitivity)
     return Sight(lowest_found(own, sensitivity), np.full(targets, silent, np.float32))
 
 

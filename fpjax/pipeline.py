@@ -177,7 +177,7 @@ def _train_classifiers(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[s
             augmix_settings=config.augmix,
             key=key_train,
             radius=radius,
-            min_contrast=config.data.min_contrast / 128,
+            min_contrast=run.min_contrast,
             checkpoints=checkpoints,
             log=run.log,
             spares=config.data.num_spares,
@@ -194,7 +194,7 @@ def _train_classifiers(run: Run) -> tuple[dict[str, Any], dict[str, Any], dict[s
         config.augmix,
         num_targets=len(detectors.seen),
         radius=radius,
-        min_contrast=config.data.min_contrast / 128,
+        min_contrast=run.min_contrast,
     )
     keys, examples = jax.random.split(key_examples, NUM_GRID), {}
     for name, task in zip(classifier.NAMES, tasks, strict=True):
@@ -240,7 +240,7 @@ def _classifiers(run: Run) -> None:
         planted.targets,
         key=jax.random.fold_in(run.key("classifiers"), 2),
         radius=planted.record[0].radius if stamped else 0,
-        min_contrast=config.data.min_contrast / 128,
+        min_contrast=run.min_contrast,
         marks=detector.marks,
         settings=config.classifiers,
     )

@@ -192,6 +192,11 @@ class Run:
         return self.planted.num_members + self.planted.num_controls
 
     @property
+    def min_contrast(self) -> float:
+        """By which discs differ in the mean from what they cover, in model range."""
+        return self.config.data.min_contrast / 128
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c)."""
         return self.candidates.targets.shape[1:]

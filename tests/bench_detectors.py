@@ -47,7 +47,7 @@ def errors_of(run, detect):
         candidates.targets,
         key=jax.random.fold_in(run.key("classifiers"), 2),
         radius=candidates.record[0].radius,
-        min_contrast=run.config.data.min_contrast / 128,
+        min_contrast=run.min_contrast,
         marks=True,
         settings=run.config.classifiers,
     )
@@ -71,7 +71,7 @@ def train(run, settings):
             augmix_settings=run.config.augmix,
             key=run.key("classifiers"),
             radius=candidates.record[0].radius,
-            min_contrast=run.config.data.min_contrast / 128,
+            min_contrast=run.min_contrast,
             checkpoints=checkpoints,
             log=MetricsLog(Path(directory) / "metrics.jsonl"),
         )
