@@ -225,7 +225,7 @@ def count(
     *,
     num_members: int,
     num_searched: int | None = None,
-    decided: Callable[[int, np.ndarray], bool] | None = None,
+    decided: Callable[[np.ndarray], bool] | None = None,
     threshold: float,
     thresholds: tuple[float, ...] = (),
     key: Key,
@@ -238,7 +238,7 @@ def count(
       targets: (k, h, w, c) float32 in model range, members first.
       detect: a jitted `DetectFn`.
       num_searched: the first so many targets have chains from low levels; None: all.
-      decided: whether a look, by its number and the targets' counts up to it, is the last; None: none is but the last.
+      decided: whether a look is the last, by the targets' counts up to it; None: none is but the last.
       threshold: score above which a classifier says yes.
       thresholds: others, at which detections are counted too.
       path: where an interrupted run is kept; None: nowhere.
@@ -320,7 +320,7 @@ def count(
         )
         tally, useful, executed = _merge([tally, new]), useful + state.num_useful, executed + state.num_executed
         looks.append(tally["detected"].copy())
-        if decided and decided(look, looks[-1]):
+        if decided and decided(looks[-1]):
             break
     kept = {n: tally[f"{n}_images"][tally[f"{n}_chain"] < NOTHING] for n in ("hit", "sample", "near", *ERRORS)}
     hits, samples, misses = kept["hit"], kept["sample"], kept["near"]

@@ -95,7 +95,7 @@ def _power_finding(config: Config, planted: Planted) -> Finding:
     tolerance = settings.tolerance or 1 / len(planted.train)
     sensitivity = stats.mean_lower_limit(np.ones(targets), confidence=(1 + settings.confidence) / 2)
     controls = np.zeros(targets - members, int)
-    share = settings.count_level / len(config.count.ends)
+    share = settings.look_level(len(config.count.ends))
     critical = stats.critical_count(controls, num_members=members, level=share, seed=PERMUTATION_SEED)
     rate = math.inf
     if critical is not None:
@@ -141,7 +141,7 @@ def examine(
     config: Config, candidates: Candidates, planted: Planted, identity: dict[str, Any], grid: TimeGrid
 ) -> list[Finding]:
     """What the data, the disc, and the numbers of samples, chains and controls allow the audit to find."""
-    members, level = planted.num_members, config.audit.count_level / len(config.count.ends)
+    members, level = planted.num_members, config.audit.look_level(len(config.count.ends))
     counted, searched = len(planted.targets) - members, planted.num_controls
     return [
         *_data_findings(config, candidates, planted, identity),

@@ -68,18 +68,18 @@ class AuditSettings:
         one_of("audit.canary_score", self.canary_score, CANARY_SCORES)
         in_range("audit.canary_delta", self.canary_delta, 1e-12, 0.5)
 
+    def look_level(self, num_looks: int) -> float:
+        """What each of so many declared looks at the counts may spend."""
+        return self.count_level / num_looks
 
-def count_decided(
-    num_members: int, counting: CountSettings, settings: AuditSettings, look: int, counts: np.ndarray
-) -> bool:
+
+def count_decided(num_members: int, counting: CountSettings, settings: AuditSettings, counts: np.ndarray) -> bool:
     """Whether the counts of a look reject, so that no further one is taken.
 
     Args:
-      look: its number; its level is its share, the same for every look.
       counts: (targets,) up to it, members first.
     """
-    del look
-    return count_p(counts, num_members) <= settings.count_level / len(counting.ends)
+    return count_p(counts, num_members) <= settings.look_level(len(counting.ends))
 
 
 def count_p(counts: np.ndarray, num_members: int) -> float:
@@ -219,7 +219,7 @@ def smallest_p(num_members: int, num_controls: int) -> float:
 def audit_members(evidence: Evidence, settings: AuditSettings) -> tuple[ModelTests, list[MemberTests]]:
     """All tests of the verdict, and those that stand beside them and decide nothing."""
     k, n, confidence = evidence.num_members, int(evidence.looks[-1]), settings.confidence
-    share = settings.count_level / len(evidence.planned_looks)
+    share = settings.look_level(len(evidence.planned_looks))
     last = np.asarray(evidence.counts[-1])
     members, controls = last[:k], last[k:]
     t50 = np.asarray(evidence.t50, float)

@@ -105,7 +105,7 @@ class Draws:
         looks, k = self.world.looks, self.world.design[0]
         plan = CountSettings(num_samples=looks[-1], looks=looks)
         for look, counts in enumerate(self.counts[run]):
-            if count_decided(k, plan, settings, look, counts):
+            if count_decided(k, plan, settings, counts):
                 return look + 1
         return len(looks)
 
@@ -167,7 +167,7 @@ def kinds(draws: Draws, settings: AuditSettings = SETTINGS) -> np.ndarray:
 
     @functools.cache
     def by_counts(members: tuple[int, ...], controls: tuple[int, ...]) -> bool:
-        return count_decided(k, plan, settings, 0, np.asarray(members + controls))
+        return count_decided(k, plan, settings, np.asarray(members + controls))
 
     def ordered(values: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
         places = np.unique(values, return_inverse=True)[1].tolist()

@@ -281,7 +281,7 @@ def test_counting_stops_at_the_look_that_rejects():
     counting = CountSettings(num_samples=2000, looks=(500, 1000, 1500, 2000))
     for controls, decided in ((398, False), (399, True)):
         counts = np.asarray([1] + [0] * controls)
-        assert count_decided(1, counting, SETTINGS, 1, counts) == decided
+        assert count_decided(1, counting, SETTINGS, counts) == decided
         evidence = with_looks([[0], [1]], [[0] * controls] * 2, planned=list(counting.ends))
         assert judge(evidence)[0].reproduced == decided
 
