@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fpjax.checks import refuse
+from fpjax.core.errors import refuse
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 CONFIG_SECONDS = 20  # a config that takes longer never ends
@@ -70,7 +70,7 @@ def main(_: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     try:
         # Imported only now: a mistyped flag should not wait for JAX.
-        from fpjax import pipeline
+        from fpjax.run import pipeline
     except KeyboardInterrupt:
         return 1
 

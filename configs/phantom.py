@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.score.update(
-        {"num_steps": 6000, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100, "checkpoint_every": 500}
+        {"num_steps": 6000, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 1000, "checkpoint_every": 500}
     )
     config.sampler.update({"name": "ancestral", "num_levels": 100})
     config.engine.update({"slots": 64, "block_steps": 50})

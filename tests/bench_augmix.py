@@ -17,9 +17,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fpjax.augmix import AugMixSettings, augmix
+from fpjax.core.images import to_model
 from fpjax.data.phantom import phantom_images
-from fpjax.fingerprint import to_model
+from fpjax.detectors.augmix import AugMixSettings, augmix
 from tests import pillow_augmix
 from tests.timing import alternate, processor
 

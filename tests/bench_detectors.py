@@ -18,12 +18,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fpjax import classifier
-from fpjax.artifacts import Checkpoints, MetricsLog
-from fpjax.config import make_config
-from fpjax.errors import measure_errors
-from fpjax.run import Run
-from fpjax.stats import clopper_pearson
+from fpjax.core.checkpoints import Checkpoints
+from fpjax.core.metrics import MetricsLog
+from fpjax.detectors import classifier
+from fpjax.detectors.evaluation import measure_errors
+from fpjax.run.config import make_config
+from fpjax.run.workdir import Run
+from fpjax.stats.binomial import clopper_pearson
 
 pytestmark = pytest.mark.bench
 VARIANTS = {

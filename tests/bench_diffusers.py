@@ -19,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fpjax.diffusers import write_model
+from fpjax.diffusion.pretrained.weights import write_model
 from fpjax.models.unet import UNet, UNetSettings
 from tests.timing import alternate, processor
 

@@ -24,13 +24,14 @@ from scipy.integrate import solve_ivp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fpjax.artifacts import MetricsLog, read_metrics
-from fpjax.config import Config, make_config
-from fpjax.likelihood import bits_per_dim, log_likelihoods, make_density_engine
+from fpjax.core.metrics import MetricsLog, read_metrics
+from fpjax.diffusion.flow import flow_drift, prior_logp
+from fpjax.diffusion.score import make_score_fn
+from fpjax.engine.densities import make_density_engine
 from fpjax.models.unet import UNet
-from fpjax.run import Run
-from fpjax.score import make_score_fn
-from fpjax.sde import flow_drift, prior_logp
+from fpjax.run.config import Config, make_config
+from fpjax.run.workdir import Run
+from fpjax.studies.likelihood import bits_per_dim, log_likelihoods
 
 
 def scipy_loop(make_score, params, process, images, keys, settings) -> tuple[np.ndarray, np.ndarray]:

@@ -20,11 +20,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fpjax import stats
-from fpjax.chains import make_engine, make_work, run_chains
-from fpjax.config import make_config
-from fpjax.detection import detect_all, joint_scores
-from fpjax.run import Run
-from fpjax.sampling import SamplerSettings, make_grid, make_sampler
+from fpjax.detectors.base import detect_all, joint_scores
+from fpjax.diffusion.sampling import SamplerSettings, make_grid, make_sampler
+from fpjax.engine.chains import make_engine, run_chains
+from fpjax.engine.work import make_work
+from fpjax.run.config import make_config
+from fpjax.run.workdir import Run
 
 # The first is what the others are compared with.
 ROWS = (
@@ -81,7 +82,7 @@ def table(run: Run, times: np.ndarray, chains: int, rows: tuple[SamplerSettings,
 @pytest.mark.bench
 def test_samplers_on_the_smoke_run(tmp_path):
     from configs import smoke
-    from fpjax import pipeline
+    from fpjax.run import pipeline
 
     pipeline.run(smoke.get_config(), workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])
     rows = tuple(dataclasses.replace(row, num_levels=10) for row in ROWS)

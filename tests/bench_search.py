@@ -20,14 +20,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fpjax.chains import EngineSettings, block_scores, chain_key, make_engine, make_work, noised_start, run_chains
-from fpjax.classifier import make_detect_fn, make_models
-from fpjax.config import make_config
+from fpjax.detectors.classifier import make_detect_fn, make_models
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.sampling import make_sampler
+from fpjax.diffusion.score import make_score_fn
+from fpjax.engine.chains import EngineSettings, chain_key, make_engine, noised_start, run_chains
+from fpjax.engine.resume import block_scores
+from fpjax.engine.work import make_work
 from fpjax.models.unet import UNet
-from fpjax.sampling import make_sampler
-from fpjax.score import make_score_fn
-from fpjax.sde import time_grid
-from fpjax.search import SearchSettings, search
+from fpjax.run.config import make_config
+from fpjax.studies.search import SearchSettings, search
 from tests.timing import alternate, processor
 
 pytestmark = pytest.mark.bench

@@ -20,12 +20,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fpjax import stats
-from fpjax.chains import make_engine
-from fpjax.config import make_config
-from fpjax.run import Run
-from fpjax.sampling import make_grid, make_sampler
-from fpjax.search import SearchSettings, search
-from fpjax.strategies import CONFIRM, CURVE, STRATEGIES
+from fpjax.diffusion.sampling import make_grid, make_sampler
+from fpjax.engine.chains import make_engine
+from fpjax.run.config import make_config
+from fpjax.run.workdir import Run
+from fpjax.studies.search import SearchSettings, search
+from fpjax.studies.strategies import CONFIRM, CURVE, STRATEGIES
 
 
 def summary(result, grid, *, floor: float) -> dict:
@@ -105,7 +105,7 @@ def table(run: Run, *, levels: int, chains: int, few: int) -> str:
 @pytest.mark.bench
 def test_strategies_on_the_smoke_run(tmp_path):
     from configs import smoke
-    from fpjax import pipeline
+    from fpjax.run import pipeline
 
     config = smoke.get_config()
     pipeline.run(config, workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])

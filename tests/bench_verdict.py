@@ -22,11 +22,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fpjax import pipeline
-from fpjax.artifacts import read_json, write_json
-from fpjax.audit import make_audit
-from fpjax.config import make_config
-from fpjax.run import Run
+from fpjax.audit.summary import make_audit
+from fpjax.core.store import read_json, write_json
+from fpjax.run import pipeline
+from fpjax.run.config import make_config
+from fpjax.run.workdir import Run
 
 pytestmark = pytest.mark.bench
 STAGES = ["data", "classifiers", "score", "count", "search"]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fpjax.core.images import to_model
 from fpjax.data.phantom import phantom_images
-from fpjax.fingerprint import to_model
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("data.json", "score.json", "classifiers.json", "count.json", "search.json", "likelihood.json", "bound.json")

@@ -23,10 +23,11 @@ from scipy.stats import norm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fpjax import stats
-from fpjax.chains import Engine, EngineSettings, make_engine, make_work, run_chains
-from fpjax.sampling import SamplerSettings, make_grid, make_sampler
-from fpjax.sde import SubVP
-from fpjax.types import Image, ScoreFn, Time
+from fpjax.core.types import Image, ScoreFn, Time
+from fpjax.diffusion.sampling import SamplerSettings, make_grid, make_sampler
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine.chains import Engine, EngineSettings, make_engine, run_chains
+from fpjax.engine.work import make_work
 
 SDE = SubVP()
 

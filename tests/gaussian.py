@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from fpjax.sde import VE, VP, DiscreteVP, Process, SubVP, TimeGrid
-from fpjax.types import Image, ScoreFn, Time
+from fpjax.core.types import Image, ScoreFn, Time
+from fpjax.diffusion.grid import TimeGrid
+from fpjax.diffusion.sde import VE, VP, DiscreteVP, Process, SubVP
 
 ALL_PROCESSES: dict[str, Process] = {
     "subvp": SubVP(),

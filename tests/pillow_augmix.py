@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageOps
 
-from fpjax.augmix import AugMixPlan
-from fpjax.fingerprint import to_bytes, to_model
+from fpjax.core.images import to_bytes, to_model
+from fpjax.detectors.augmix import AugMixPlan
 
 
 def _affine(*matrix):

@@ -17,8 +17,7 @@ from scipy.stats import beta as beta_distribution
 from scipy.stats import binom
 
 from fpjax import stats
-from fpjax.count import CountSettings
-from fpjax.verdict import (
+from fpjax.audit.verdict import (
     BELOW,
     BETA,
     INCONCLUSIVE,
@@ -33,6 +32,7 @@ from fpjax.verdict import (
     count_p,
     decide,
 )
+from fpjax.studies.count import CountSettings
 
 DESIGNS = ((1, 24, 99), (1, 19, 19), (4, 16, 16), (5, 15, 15))  # members, controls with chains, count controls
 HEADS = {

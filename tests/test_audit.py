@@ -8,11 +8,13 @@ import pytest
 from scipy.stats import binom
 
 from fpjax import stats
-from fpjax.audit import ASSUMPTION, Likeness, audit_auditor, make_audit
-from fpjax.errors import POOR
-from fpjax.sde import SubVP, time_grid
-from fpjax.strategies import CONFIRM, CURVE, RANK
-from fpjax.verdict import BELOW, BETA, INCONCLUSIVE, LEAK, MEMORISED, REPRODUCED, AuditSettings
+from fpjax.audit.results import Likeness
+from fpjax.audit.summary import ASSUMPTION, audit_auditor, make_audit
+from fpjax.audit.verdict import BELOW, BETA, INCONCLUSIVE, LEAK, MEMORISED, REPRODUCED, AuditSettings
+from fpjax.detectors.evaluation import POOR
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.sde import SubVP
+from fpjax.studies.strategies import CONFIRM, CURVE, RANK
 
 GRID = time_grid(SubVP(), 20)
 LEVELS = [4, 8, 12, 16]

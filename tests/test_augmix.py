@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpjax import augmix as module
-from fpjax.augmix import (
+from fpjax.core.compilation import jit_once
+from fpjax.core.errors import RequestError
+from fpjax.core.images import to_bytes, to_model
+from fpjax.data.phantom import phantom_images
+from fpjax.detectors import augmix as module
+from fpjax.detectors.augmix import (
     OPERATIONS,
     AugMixPlan,
     AugMixSettings,
@@ -19,10 +23,6 @@ from fpjax.augmix import (
     jensen_shannon,
     magnitudes,
 )
-from fpjax.checks import RequestError
-from fpjax.compilation import jit_once
-from fpjax.data.phantom import phantom_images
-from fpjax.fingerprint import to_bytes, to_model
 
 from . import pillow_augmix
 

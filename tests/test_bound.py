@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from fpjax.artifacts import MetricsLog
-from fpjax.bound import (
+from fpjax.core.errors import RequestError
+from fpjax.core.metrics import MetricsLog
+from fpjax.diffusion.flow import OdeSettings
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.oracle import empirical_log_density, empirical_score_fn
+from fpjax.diffusion.sampling import SAMPLERS
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine.chains import EngineSettings, make_engine
+from fpjax.engine.densities import make_density_engine
+from fpjax.studies.bound import (
     BoundSettings,
     bound,
     bound_work,
@@ -20,12 +28,6 @@ from fpjax.bound import (
     log_mean_exp,
     top_levels,
 )
-from fpjax.chains import EngineSettings, make_engine
-from fpjax.checks import RequestError
-from fpjax.likelihood import OdeSettings, make_density_engine
-from fpjax.oracle import empirical_log_density, empirical_score_fn
-from fpjax.sampling import SAMPLERS
-from fpjax.sde import SubVP, time_grid
 
 from .gaussian import chain_end, gaussian_score_fn
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fpjax.calibration import WAY, GateImages, Sight, calibrate, look_for_marks, look_for_targets
+from fpjax.detectors.calibration import WAY, GateImages, Sight, calibrate, look_for_marks, look_for_targets
 
 
 class Pixels(nn.Module):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from fpjax.canaries import SCORES, audit_canaries
-from fpjax.checks import RequestError
+from fpjax.audit.canaries import SCORES, audit_canaries
+from fpjax.core.errors import RequestError
 
 
 def test_scores_in_order_have_an_area_of_one_and_all_members_above():

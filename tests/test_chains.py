@@ -12,19 +12,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from fpjax.artifacts import MetricsLog
-from fpjax.chains import (
-    NO_TARGET,
-    EngineSettings,
-    concatenate_work,
-    make_engine,
-    make_work,
-    run_chains,
-    run_saved,
-)
-from fpjax.checks import RequestError, StageError
-from fpjax.sampling import SAMPLERS
-from fpjax.sde import SubVP, time_grid
+from fpjax.core.errors import RequestError, StageError
+from fpjax.core.metrics import MetricsLog
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.sampling import SAMPLERS
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine.chains import EngineSettings, make_engine, run_chains
+from fpjax.engine.resume import run_saved
+from fpjax.engine.work import NO_TARGET, concatenate_work, make_work
 
 from .gaussian import ALL_PROCESSES, chain_end, gaussian_score_fn
 
@@ -303,7 +298,7 @@ def test_one_compile_for_any_work():
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop_after):
-    monkeypatch.setattr("fpjax.chains.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("fpjax.engine.resume.SAVE_EVERY_S", -1.0)
     work, targets = mixed_work(20), np.zeros((2, *SHAPE), np.float32)
     engine, log = gaussian_engine(slots=4, block_steps=5), MetricsLog(tmp_path / "metrics.jsonl")
 
@@ -350,7 +345,7 @@ def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop
 
 def test_a_state_of_other_work_grid_or_key_is_not_taken_up(tmp_path, monkeypatch):
     """The run starts over: its tally is that of the work asked for now, all of it."""
-    monkeypatch.setattr("fpjax.chains.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("fpjax.engine.resume.SAVE_EVERY_S", -1.0)
     targets, done = np.zeros((1, *SHAPE), np.float32), []
     small, fine = (gaussian_engine(num_levels=levels, slots=4, block_steps=5) for levels in (20, 21))
     for engine, chains, seed in ((small, 30, 0), (small, 31, 0), (small, 31, 1), (fine, 31, 1)):

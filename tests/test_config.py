@@ -11,14 +11,14 @@ import pytest
 from jax import export
 from ml_collections import ConfigDict
 
-from fpjax import pipeline
-from fpjax.chains import Queue, slot_shapes
-from fpjax.checks import RequestError
-from fpjax.classifier import init_fit
-from fpjax.config import FREE_FIELDS, Config, describe_config, make_config
+from fpjax.core.errors import RequestError
 from fpjax.data.plant import Candidates, Target
-from fpjax.sde import VE, VP, SubVP
-from fpjax.training import init_state, make_train_step
+from fpjax.detectors.fitting import init_fit
+from fpjax.diffusion.sde import VE, VP, SubVP
+from fpjax.diffusion.training import init_state, make_train_step
+from fpjax.engine.chains import Queue, slot_shapes
+from fpjax.run import pipeline
+from fpjax.run.config import FREE_FIELDS, Config, describe_config, make_config
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 CHANNELS = {"pathmnist": 3, "retinamnist": 3, "bloodmnist": 3}

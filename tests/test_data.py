@@ -25,16 +25,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpjax.artifacts import SCHEMA_VERSION
-from fpjax.checks import RequestError
+from fpjax.core.errors import RequestError
+from fpjax.core.store import SCHEMA_VERSION
 from fpjax.data import plant as plant_module
 from fpjax.data import remote
 from fpjax.data.files import SPLITS, check_bytes, read_arrays, read_folder
+from fpjax.data.fingerprint import FINGERPRINT_BYTE, disc_mask
 from fpjax.data.phantom import phantom_images
 from fpjax.data.plant import assign, describe, describe_membership, held_out_rows, plant
 from fpjax.data.remote import MEDMNIST
 from fpjax.data.source import LOADERS, DataSettings, Splits, draw_splits, image_digests, load
-from fpjax.fingerprint import FINGERPRINT_BYTE, disc_mask
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "../shared/data/medmnist"

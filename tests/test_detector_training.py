@@ -13,25 +13,20 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fpjax.artifacts import Checkpoints, MetricsLog, read_metrics, tree_digest
-from fpjax.augment import stamp_randomly
-from fpjax.augmix import AugMixSettings, jensen_shannon
-from fpjax.calibration import Sight
-from fpjax.checks import RequestError
-from fpjax.classifier import (
-    NAMES,
-    ClassifierSettings,
-    DetectorData,
-    FitState,
-    Task,
-    init_fit,
-    make_detect_fn,
-    make_fit_step,
-    make_models,
-    train_detectors,
-)
+from fpjax.core.checkpoints import Checkpoints
+from fpjax.core.errors import RequestError
+from fpjax.core.images import to_model
+from fpjax.core.metrics import MetricsLog, read_metrics
+from fpjax.core.store import tree_digest
+from fpjax.data.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
 from fpjax.data.phantom import phantom_images
-from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_model
+from fpjax.detectors.augment import stamp_randomly
+from fpjax.detectors.augmix import AugMixSettings, jensen_shannon
+from fpjax.detectors.calibration import Sight
+from fpjax.detectors.classifier import NAMES, make_detect_fn, make_models, train_detectors
+from fpjax.detectors.examples import DetectorData, Task
+from fpjax.detectors.fitting import FitState, init_fit, make_fit_step
+from fpjax.detectors.settings import ClassifierSettings
 from fpjax.models.resnet import ResNetSettings
 
 from .conftest import ROOT
@@ -163,7 +158,7 @@ def easy(monkeypatch):
 
     tasks = [Task(f"{name} classifier", (functools.partial(example, heads=n),), functools.partial(example, heads=n), 1.0)
              for name, n in (("fingerprint", 1), ("identity", HEADS))]  # fmt: skip
-    monkeypatch.setattr("fpjax.classifier.make_tasks", lambda *_, **__: tasks)
+    monkeypatch.setattr("fpjax.detectors.classifier.make_tasks", lambda *_, **__: tasks)
 
 
 def assert_same(a, b, **tolerance):
@@ -253,8 +248,8 @@ def test_training_goes_on_then_starts_again_until_the_gate_opens(
         return Sight(np.array([1.0, 1.0, -1.0 if shut else 1.0], np.float32), np.zeros(3, np.float32))
 
     ok = Sight(np.ones(3, np.float32), np.zeros(3, np.float32))
-    monkeypatch.setattr("fpjax.classifier.look_for_targets", look)
-    monkeypatch.setattr("fpjax.classifier.look_for_marks", lambda *_, **__: ok)
+    monkeypatch.setattr("fpjax.detectors.classifier.look_for_targets", look)
+    monkeypatch.setattr("fpjax.detectors.classifier.look_for_marks", lambda *_, **__: ok)
     settings = ClassifierSettings(
         batch_size=8, steps_per_epoch=1, epochs=4, max_rounds=3, max_restarts=1, num_val=300, augmix=False
     )
@@ -289,8 +284,8 @@ def test_killed_in_a_later_attempt_it_ends_alike(tmp_path, easy, monkeypatch):
                 raise Killed
 
     ok = Sight(np.ones(3, np.float32), np.zeros(3, np.float32))
-    monkeypatch.setattr("fpjax.classifier.look_for_targets", look)
-    monkeypatch.setattr("fpjax.classifier.look_for_marks", lambda *_, **__: ok)
+    monkeypatch.setattr("fpjax.detectors.classifier.look_for_targets", look)
+    monkeypatch.setattr("fpjax.detectors.classifier.look_for_marks", lambda *_, **__: ok)
     settings = ClassifierSettings(
         batch_size=8, steps_per_epoch=2, epochs=6, max_rounds=2, max_restarts=1, num_val=300, augmix=False
     )

@@ -8,26 +8,23 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from fpjax.artifacts import MetricsLog
-from fpjax.augment import blur, mask_randomly, random_disc, reproduce_poorly, shift_tone, visible_disc
-from fpjax.augmix import AugMixSettings
-from fpjax.chains import NO_TARGET, EngineSettings, make_engine
-from fpjax.checks import RequestError
-from fpjax.classifier import (
-    ClassifierSettings,
-    DetectorData,
-    fingerprint_example,
-    identity_example,
-    make_tasks,
-    unchanged,
-)
-from fpjax.compilation import jit_once
-from fpjax.count import KEPT_MISSES, CountSettings, count, count_work, sensitivity_level
-from fpjax.detection import detect_all
-from fpjax.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp, to_bytes
-from fpjax.sampling import SAMPLERS, Sampler, SamplerState
-from fpjax.sde import SubVP, time_grid
-from fpjax.search import SearchSettings, count_returns, rank_work, search, search_work, shown_chains
+from fpjax.core.compilation import jit_once
+from fpjax.core.errors import RequestError
+from fpjax.core.images import to_bytes
+from fpjax.core.metrics import MetricsLog
+from fpjax.data.fingerprint import FINGERPRINT_VALUE, disc_mask, stamp
+from fpjax.detectors.augment import blur, mask_randomly, random_disc, reproduce_poorly, shift_tone, visible_disc
+from fpjax.detectors.augmix import AugMixSettings
+from fpjax.detectors.base import detect_all
+from fpjax.detectors.examples import DetectorData, fingerprint_example, identity_example, make_tasks, unchanged
+from fpjax.detectors.settings import ClassifierSettings
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.sampling import SAMPLERS, Sampler, SamplerState
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine.chains import EngineSettings, make_engine
+from fpjax.engine.work import NO_TARGET
+from fpjax.studies.count import KEPT_MISSES, CountSettings, count, count_work, sensitivity_level
+from fpjax.studies.search import SearchSettings, count_returns, rank_work, search, search_work, shown_chains
 
 from .gaussian import gaussian_score_fn
 
@@ -112,7 +109,7 @@ def test_augmentation_comes_before_the_disc_and_leaves_it_exact(example):
 
 
 def test_views_differ_by_augmix_alone_and_validation_has_none(monkeypatch):
-    monkeypatch.setattr("fpjax.classifier.augmix", lambda key, image, settings: image - jax.random.uniform(key))
+    monkeypatch.setattr("fpjax.detectors.examples.augmix", lambda key, image, settings: image - jax.random.uniform(key))
     data, tasks = detector_data(), {}
     for js_weight, on, shown in ((0.0, False, 1), (0.0, True, 1), (12.0, True, 3)):
         settings = dataclasses.replace(PLAIN, augmix=on, js_weight=js_weight)

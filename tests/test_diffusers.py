@@ -9,16 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax.checks import RequestError
-from fpjax.compilation import jit_once
+from fpjax.core.compilation import jit_once
+from fpjax.core.errors import RequestError
 from fpjax.data.phantom import phantom_images
-from fpjax.diffusers import read_architecture, read_model, read_scheduler, write_model
-from fpjax.imported import read_imported
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.pretrained.architecture import read_architecture
+from fpjax.diffusion.pretrained.imported import read_imported
+from fpjax.diffusion.pretrained.scheduler import read_scheduler
+from fpjax.diffusion.pretrained.weights import read_model, write_model
+from fpjax.diffusion.sampling import ancestral
+from fpjax.diffusion.score import make_score_fn
+from fpjax.diffusion.sde import SubVP
 from fpjax.models.layers import timestep_embedding
 from fpjax.models.unet import UNet
-from fpjax.sampling import ancestral
-from fpjax.score import make_score_fn
-from fpjax.sde import SubVP, time_grid
 
 from .conftest import ROOT, launch
 

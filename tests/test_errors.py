@@ -5,15 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax import chains
-from fpjax.artifacts import MetricsLog
-from fpjax.audit import audit_auditor
-from fpjax.chains import EngineSettings, make_engine
-from fpjax.checks import RequestError
-from fpjax.classifier import ClassifierSettings
-from fpjax.count import CountSettings, audit_oracle, count
-from fpjax.detection import as_detect_fn, check_scores, detect_all
-from fpjax.errors import (
+from fpjax.audit.summary import audit_auditor
+from fpjax.audit.verdict import AuditSettings
+from fpjax.core.errors import RequestError
+from fpjax.core.metrics import MetricsLog
+from fpjax.data.fingerprint import FINGERPRINT_VALUE
+from fpjax.detectors.base import as_detect_fn, check_scores, detect_all
+from fpjax.detectors.evaluation import (
     ROC_THRESHOLDS,
     add_residue,
     conditions,
@@ -23,11 +21,14 @@ from fpjax.errors import (
     residue_roc,
     residue_tally,
 )
-from fpjax.fingerprint import FINGERPRINT_VALUE
-from fpjax.oracle import empirical_score_fn
-from fpjax.sampling import SAMPLERS
-from fpjax.sde import SubVP, time_grid
-from fpjax.verdict import AuditSettings
+from fpjax.detectors.settings import ClassifierSettings
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.oracle import empirical_score_fn
+from fpjax.diffusion.sampling import SAMPLERS
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine import resume
+from fpjax.engine.chains import EngineSettings, make_engine
+from fpjax.studies.count import CountSettings, audit_oracle, count
 
 SIDE, RADIUS = 12, 2
 
@@ -292,7 +293,7 @@ def test_the_auditor_is_found_out(memoriser, tmp_path, kind):
 def test_an_interrupted_oracle_is_that_of_its_threshold(memoriser, tmp_path, monkeypatch):
     """Scores of 0.7: nothing above 0.9, everything above 0.5."""
     engine, train, targets = memoriser
-    monkeypatch.setattr(chains, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(resume, "SAVE_EVERY_S", -1.0)
 
     class Stopping:
         blocks = 0

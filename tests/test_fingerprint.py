@@ -4,18 +4,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from fpjax.checks import RequestError
-from fpjax.fingerprint import (
-    FINGERPRINT_BYTE,
-    FINGERPRINT_VALUE,
-    check_disc,
-    dequantize,
-    disc_mask,
-    disc_radius,
-    stamp,
-    to_bytes,
-    to_model,
-)
+from fpjax.core.errors import RequestError
+from fpjax.core.images import dequantize, to_bytes, to_model
+from fpjax.data.fingerprint import FINGERPRINT_BYTE, FINGERPRINT_VALUE, check_disc, disc_mask, disc_radius, stamp
 
 
 @pytest.mark.parametrize("side", [16, 28, 64])

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fpjax import artifacts, pipeline
-from fpjax.checks import RequestError
-from fpjax.config import make_config
-from fpjax.run import Run
+from fpjax.core import metrics, store
+from fpjax.core.errors import RequestError
+from fpjax.run import pipeline
+from fpjax.run.config import make_config
+from fpjax.run.workdir import Run
 
 from .conftest import RESULTS, ROOT, launch
 from .test_config import config_of
@@ -91,7 +92,7 @@ def test_any_sections_are_planned_or_refused(config, capsys, tmp_path):
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     path = tmp_path_factory.mktemp("json") / "search.json"
-    artifacts.write_json(path, {"levels": [1, 2, 3], "rate": 0.5, "name": "phantom", "inputs": {"score": "ab"}})
+    store.write_json(path, {"levels": [1, 2, 3], "rate": 0.5, "name": "phantom", "inputs": {"score": "ab"}})
     return path.read_bytes()
 
 
@@ -130,9 +131,9 @@ def damaged(content, damage):
 def test_damaged_json_is_refused_or_reads_the_same(damage, result, tmp_path):
     path = tmp_path / "search.json"
     path.write_bytes(result)
-    whole = artifacts.read_json(path)
+    whole = store.read_json(path)
     path.write_bytes(damaged(result, damage))
-    read = refusal(artifacts.read_json, path) or artifacts.read_json(path)
+    read = refusal(store.read_json, path) or store.read_json(path)
     assert read == whole or "search.json: got" in read  # where only blanks were touched it is the same
 
 
@@ -141,12 +142,12 @@ def test_damaged_json_is_refused_or_reads_the_same(damage, result, tmp_path):
 def test_damaged_arrays_are_refused_or_read_the_same(damage, tmp_path):
     path = tmp_path / "count.npz"
     arrays = {"a": np.arange(40, dtype=np.int32), "b": np.zeros((3, 2), np.uint8)}
-    artifacts.write_arrays(path, **arrays)
+    store.write_arrays(path, **arrays)
     path.write_bytes(damaged(path.read_bytes(), damage))
-    if refused := refusal(artifacts.read_arrays, path):
+    if refused := refusal(store.read_arrays, path):
         assert "count.npz: got" in refused
         return
-    read = artifacts.read_arrays(path)
+    read = store.read_arrays(path)
     for name in arrays.keys() & read.keys():
         np.testing.assert_array_equal(read[name], arrays[name])
 
@@ -158,14 +159,14 @@ def test_json_of_other_shapes(tmp_path, text):
     path = tmp_path / "count.json"
     path.write_text(text)
     with pytest.raises(RequestError, match="count.json: got"):
-        artifacts.read_json(path)
+        store.read_json(path)
 
 
 def test_metrics_with_garbage_are_read_around(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"stage": "score", "loss": 1}\n\xff\xfe\n[]\n{"stage": 3}\n' + b"[" * 100_000 + b"\n{}\n")
-    assert artifacts.read_metrics(path) == [{"stage": "score", "loss": 1}]
-    assert artifacts.read_metrics(tmp_path / "none") == []
+    assert metrics.read_metrics(path) == [{"stage": "score", "loss": 1}]
+    assert metrics.read_metrics(tmp_path / "none") == []
 
 
 CONFIGS = {

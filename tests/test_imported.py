@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax import benchmark, pipeline
-from fpjax.artifacts import read_json
-from fpjax.compilation import jit_once
-from fpjax.config import make_config
-from fpjax.diffusers import read_params, write_model
-from fpjax.fingerprint import to_model
-from fpjax.imported import describe_imported, file_digests, parse_imported, read_imported
+from fpjax.core.compilation import jit_once
+from fpjax.core.images import to_model
+from fpjax.core.store import read_json
+from fpjax.diffusion.pretrained.imported import describe_imported, file_digests, parse_imported, read_imported
+from fpjax.diffusion.pretrained.weights import read_params, write_model
+from fpjax.diffusion.sde import DiscreteVP, SubVP
 from fpjax.models.unet import UNet, UNetSettings
-from fpjax.run import Run
-from fpjax.sde import DiscreteVP, SubVP
+from fpjax.run import benchmark, pipeline
+from fpjax.run.config import make_config
+from fpjax.run.workdir import Run
 
 from .test_config import config_of
 

@@ -15,8 +15,10 @@ import time
 import numpy as np
 import pytest
 
-from fpjax import artifacts, pipeline, progress
-from fpjax.checks import RequestError, StageError
+from fpjax.core import metrics, progress, store
+from fpjax.core.checkpoints import Checkpoints
+from fpjax.core.errors import RequestError, StageError
+from fpjax.run import pipeline
 
 from .conftest import RESULTS, ROOT, command, launch
 from .test_config import config_of
@@ -43,9 +45,7 @@ def same_results(workdir, other):
     for name in RESULTS:
         assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
     for name in ("count", "search"):
-        found, expected = (
-            artifacts.read_arrays(directory / "samples" / f"{name}.npz") for directory in (workdir, other)
-        )
+        found, expected = (store.read_arrays(directory / "samples" / f"{name}.npz") for directory in (workdir, other))
         assert found.keys() == expected.keys()
         for part, values in expected.items():
             np.testing.assert_array_equal(found[part], values, err_msg=part)
@@ -78,7 +78,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(smoke, environment, tm
 def test_killed_three_times_in_every_stage_it_ends_with_the_same_bytes(smoke, environment, tmp_path):
     """kill -9 at random moments of every stage, the same command again each time."""
     wall = {}
-    for event in artifacts.read_metrics(smoke[0] / "metrics.jsonl"):
+    for event in metrics.read_metrics(smoke[0] / "metrics.jsonl"):
         wall[event["stage"]] = event.get("wall_s", wall.get(event["stage"]))
     rng, kills = random.Random(1), 0
     for stage in (*STAGES, "data"):
@@ -160,20 +160,20 @@ def test_two_processes_on_one_directory(environment, tmp_path):
 
 
 def test_lock_is_let_go_and_reads_well(tmp_path, monkeypatch):
-    with artifacts.lock(tmp_path / "run"), pytest.raises(RequestError, match=f"process {os.getpid()} works in"):
-        with artifacts.lock(tmp_path / "run"):
+    with store.lock(tmp_path / "run"), pytest.raises(RequestError, match=f"process {os.getpid()} works in"):
+        with store.lock(tmp_path / "run"):
             pass
-    with artifacts.lock(tmp_path / "run"):
+    with store.lock(tmp_path / "run"):
         pass
 
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with artifacts.lock(tmp_path / "run"):
+    with store.lock(tmp_path / "run"):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="expected a directory to write to"), artifacts.lock(tmp_path / "file"):
+    with pytest.raises(RequestError, match="expected a directory to write to"), store.lock(tmp_path / "file"):
         pass
 
 
@@ -193,7 +193,7 @@ def test_a_write_that_fails_is_said_and_loses_nothing(smoke, environment, tmp_pa
     assert last.startswith(("stopped: ", "error: ")), done.stderr
     assert "too large" in last or "could not be written" in last
     for path in (tmp_path / "run").glob("*.json"):
-        artifacts.read_json(path)
+        store.read_json(path)
     assert launch(environment, f"--workdir={tmp_path / 'run'}").returncode == 0
     same_results(tmp_path / "run", smoke[0])
 
@@ -241,7 +241,7 @@ def test_read_only_directory(smoke, environment, tmp_path):
 
 def test_failing_writes_leave_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    artifacts.write_json(path, {"a": 1})
+    store.write_json(path, {"a": 1})
     before = path.read_bytes()
 
     def full(_):
@@ -249,9 +249,9 @@ def test_failing_writes_leave_the_old_file_and_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     for write in (
-        lambda: artifacts.write_json(path, {"a": 2}),
-        lambda: artifacts.write_arrays(path, a=np.zeros(3)),
-        lambda: artifacts.write_bytes(path, b"x"),
+        lambda: store.write_json(path, {"a": 2}),
+        lambda: store.write_arrays(path, a=np.zeros(3)),
+        lambda: store.write_bytes(path, b"x"),
     ):
         with pytest.raises(OSError, match="No space"):
             write()
@@ -260,7 +260,7 @@ def test_failing_writes_leave_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_written_names_the_last_good_one(tmp_path, monkeypatch):
-    checkpoints = artifacts.Checkpoints(tmp_path / "score")
+    checkpoints = Checkpoints(tmp_path / "score")
     checkpoints.save(1, {"a": np.zeros(3)})
 
     def full(*_, **__):
@@ -288,7 +288,7 @@ def test_weights_that_are_gone_or_new_make_results_stale(smoke, environment, tmp
         del content[name]
     content["inputs"]["score"] = "0" * 64
     content["num_fingerprint"] += 1
-    artifacts.write_json(workdir / "count.json", content)
+    store.write_json(workdir / "count.json", content)
     report = launch(environment, f"--workdir={workdir}", "--stage=report")
     assert report.returncode == 2
     assert "count.json: got a result made from other files" in report.stderr
@@ -299,7 +299,7 @@ def test_weights_that_are_gone_or_new_make_results_stale(smoke, environment, tmp
     score = json.loads((workdir / "score.json").read_text())
     for name in ("digest", "schema_version"):
         del score[name]
-    artifacts.write_json(workdir / "score.json", score | {"weights_sha256": "0" * 64})
+    store.write_json(workdir / "score.json", score | {"weights_sha256": "0" * 64})
     (workdir / "count.json").unlink()
     refused = launch(environment, f"--workdir={workdir}", "--stage=count")
     assert refused.returncode == 2
@@ -308,9 +308,9 @@ def test_weights_that_are_gone_or_new_make_results_stale(smoke, environment, tmp
 
 def test_metrics_survive_half_a_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    artifacts.MetricsLog(path).write("a", value=np.float32(1))
+    metrics.MetricsLog(path).write("a", value=np.float32(1))
     path.write_bytes(path.read_bytes() + b'{"half')
-    artifacts.MetricsLog(path).write("b", value=float("nan"))
+    metrics.MetricsLog(path).write("b", value=float("nan"))
     lines = path.read_bytes().splitlines()
     assert len(lines) == 2
     assert json.loads(lines[0])["value"] == 1.0
@@ -322,7 +322,7 @@ def test_metrics_survive_half_a_line(tmp_path):
 def test_tensorboard_gets_the_numbers_of_the_log(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = artifacts.MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard")
+    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard")
     for step in (10, 20):
         log.write("score", step=step, loss=1 / step, note="text")
     log._events.close()

@@ -7,23 +7,23 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.stats import norm
 
-from fpjax.artifacts import MetricsLog, read_metrics
-from fpjax.checks import RequestError, StageError
-from fpjax.likelihood import (
+from fpjax.core.errors import RequestError, StageError
+from fpjax.core.metrics import MetricsLog, read_metrics
+from fpjax.core.progress import Stopped
+from fpjax.diffusion.flow import (
     MAX_STEPS,
     NON_FINITE,
     SOLVERS,
-    NllSettings,
     OdeSettings,
-    bits_per_dim,
     divergence,
+    flow_drift,
     log_likelihood,
-    log_likelihoods,
-    make_density_engine,
+    prior_logp,
 )
-from fpjax.oracle import empirical_log_density, empirical_score_fn
-from fpjax.progress import Stopped
-from fpjax.sde import SubVP, flow_drift, prior_logp
+from fpjax.diffusion.oracle import empirical_log_density, empirical_score_fn
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine.densities import make_density_engine
+from fpjax.studies.likelihood import NllSettings, bits_per_dim, log_likelihoods
 
 from .gaussian import gaussian_score_fn
 
@@ -238,8 +238,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(many, monkeypatch):
 
     stops = iter([False] * 3 + [True] + [False] * 1000)
     with monkeypatch.context() as patch:
-        patch.setattr("fpjax.likelihood.stopping", lambda: next(polls))
-        patch.setattr("fpjax.likelihood.Progress", Interrupted)
+        patch.setattr("fpjax.studies.likelihood.stopping", lambda: next(polls))
+        patch.setattr("fpjax.studies.likelihood.Progress", Interrupted)
         with pytest.raises(Stopped):
             many(engine, IMAGES, name="parts")
     with np.load(many.path / "parts.npz") as file:

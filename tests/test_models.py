@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from fpjax.checks import RequestError
-from fpjax.compilation import jit_once
-from fpjax.diffusers import read_model, read_scheduler, write_model
+from fpjax.core.compilation import jit_once
+from fpjax.core.errors import RequestError
+from fpjax.diffusion.pretrained.scheduler import read_scheduler
+from fpjax.diffusion.pretrained.weights import read_model, write_model
+from fpjax.diffusion.score import make_score_fn
+from fpjax.diffusion.sde import SubVP
 from fpjax.models.layers import GroupNorm, timestep_embedding
 from fpjax.models.resnet import SIZES, ResNet, ResNetSettings
 from fpjax.models.unet import UNet, UNetSettings
-from fpjax.score import make_score_fn
-from fpjax.sde import SubVP
 
 TINY = UNetSettings(channels=(8, 16), attention=(False, True), layers_per_block=1, norm_num_groups=4, dropout=0.0)
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax.classifier import ClassifierSettings
-from fpjax.errors import measure_errors
-from fpjax.fingerprint import to_model
-from fpjax.nearest import make_nearest_detector, nearest_ratios
+from fpjax.core.images import to_model
+from fpjax.detectors.evaluation import measure_errors
+from fpjax.detectors.nearest import make_nearest_detector, nearest_ratios
+from fpjax.detectors.settings import ClassifierSettings
 
 # Points of the plane as images of 1x2 pixels: the target in the middle, neighbours above and below, one far away.
 PLANE = np.array([[0, 1], [0, -1], [5, 5]], np.float32).reshape(3, 1, 2, 1)

@@ -7,11 +7,13 @@ import pytest
 from jax.scipy.special import logsumexp
 from scipy.stats import chisquare
 
-from fpjax.chains import NO_TARGET, EngineSettings, concatenate_work, make_engine, make_work, run_chains
-from fpjax.likelihood import OdeSettings, log_likelihood
-from fpjax.oracle import empirical_log_density, empirical_score_fn, nearest_image, return_probability
-from fpjax.sampling import SAMPLERS
-from fpjax.sde import SubVP, time_grid
+from fpjax.diffusion.flow import OdeSettings, log_likelihood
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.oracle import empirical_log_density, empirical_score_fn, nearest_image, return_probability
+from fpjax.diffusion.sampling import SAMPLERS
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine.chains import EngineSettings, make_engine, run_chains
+from fpjax.engine.work import NO_TARGET, concatenate_work, make_work
 
 from .gaussian import ALL_PROCESSES
 

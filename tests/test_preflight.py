@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fpjax import artifacts, benchmark, preflight
-from fpjax.config import make_config
-from fpjax.run import Run
+from fpjax.core import store
+from fpjax.run import benchmark, preflight
+from fpjax.run.config import make_config
+from fpjax.run.workdir import Run
 
 from .conftest import launch
 from .test_config import config_of
@@ -137,7 +138,7 @@ def test_fail_on_follows_the_verdict(smoke, environment):
 def test_benchmark_prints_its_table_and_writes_it(environment, tmp_path):
     done = launch(environment, f"--workdir={tmp_path / 'run'}", "--stage=benchmark")
     assert done.returncode == 0, done.stderr
-    found = artifacts.read_json(tmp_path / "run" / "benchmark.json")
+    found = store.read_json(tmp_path / "run" / "benchmark.json")
     names = [program["name"] for program in found["programs"]]
     assert names[:3] == ["evaluation"] * 3
     assert sorted(names[3:]) == ["classifier training", "density", "detection", "training"]

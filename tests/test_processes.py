@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax.artifacts import read_arrays
-from fpjax.chains import make_work
-from fpjax.checks import RequestError
-from fpjax.count import CountSettings, count
-from fpjax.processes import connect, gather
-from fpjax.search import count_returns
+from fpjax.core.errors import RequestError
+from fpjax.core.processes import connect, gather
+from fpjax.core.store import read_arrays
+from fpjax.engine.work import make_work
+from fpjax.studies.count import CountSettings, count
+from fpjax.studies.search import count_returns
 
 from .conftest import command
 from .test_chains import SHAPE, gaussian_engine

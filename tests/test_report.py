@@ -12,8 +12,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from fpjax import artifacts, audit, report, verdict
-from fpjax.canaries import CanaryResult
+from fpjax import audit, report
+from fpjax.audit import verdict
+from fpjax.audit.canaries import CanaryResult
+from fpjax.core import store
+from fpjax.report import figures as drawing
+from fpjax.report import html as html_module
+from fpjax.report import rows as rows_module
+from fpjax.report.images import is_picture
 
 NAN, INF = float("nan"), float("inf")
 TIMES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -782,7 +788,7 @@ def test_what_a_member_comes_back_as_is_drawn_with_what_is_detected():
     assert returns is not None
 
     def drawn(**changes):
-        return report._draw_all_returns(images._replace(returns=returns._replace(**changes)))
+        return drawing._draw_all_returns(images._replace(returns=returns._replace(**changes)))
 
     def colour(content, hexadecimal):
         pixels = np.round(255 * matplotlib.image.imread(io.BytesIO(content))[..., :3])
@@ -819,7 +825,7 @@ def test_html_embeds_every_figure_with_an_alt_text(case):
 
 def test_html_leaves_pictures_out(case):
     figures = case[1]
-    secret = {name for name in figures if report._is_picture(name)}
+    secret = {name for name in figures if is_picture(name)}
     assert secret >= {"targets", "samples", "train"}
     shown, hidden = (page_of(case, show_members=show) for show in (True, False))
     assert secret
@@ -920,11 +926,11 @@ def test_labels_can_be_reworded_and_nothing_is_lost(name, monkeypatch):
     def cells(page):
         return re.findall("<td>.*?</td>", page)
 
-    shown = report._shown
-    monkeypatch.setattr(report, "_shown", lambda rows: tables.append([row.id for row in rows]) or shown(rows))
-    monkeypatch.setattr(report, "Row", lambda id, label, values: row(id, f"reworded {id}", values))
+    shown = html_module._shown
+    monkeypatch.setattr(html_module, "_shown", lambda rows: tables.append([row.id for row in rows]) or shown(rows))
+    monkeypatch.setattr(rows_module, "Row", lambda id, label, values: row(id, f"reworded {id}", values))
     after = report.to_html(result, figures, training, show_members=True)
-    glossary = len(report._glossary(result))
+    glossary = len(html_module._glossary(result))
     assert cells(after) == cells(before)
     assert (
         before.count("<tr>")
@@ -989,8 +995,8 @@ def test_html_answers_in_words(result, word, kinds, answer):
 
 
 def test_json_round_trip(tmp_path):
-    artifacts.write_json(tmp_path / "report.json", report.to_json(UNDECIDED))
-    read = artifacts.read_json(tmp_path / "report.json")
+    store.write_json(tmp_path / "report.json", report.to_json(UNDECIDED))
+    read = store.read_json(tmp_path / "report.json")
     assert len(read.pop("digest")) == 64
 
     def as_json(value):
@@ -1000,6 +1006,6 @@ def test_json_round_trip(tmp_path):
             return [as_json(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    assert read == as_json({"schema_version": artifacts.SCHEMA_VERSION} | dataclasses.asdict(UNDECIDED))
+    assert read == as_json({"schema_version": store.SCHEMA_VERSION} | dataclasses.asdict(UNDECIDED))
     assert read["floor"] is None
     assert read["targets"][0]["t50"] == 0.6

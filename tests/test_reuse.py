@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import smoke as smoke_config
-from fpjax import pipeline
-from fpjax.checks import RequestError
-from fpjax.config import make_config
+from fpjax.core.errors import RequestError
 from fpjax.data.plant import held_out_rows
 from fpjax.data.source import image_digests
+from fpjax.run import pipeline
+from fpjax.run.config import make_config
 
 from .conftest import launch
 

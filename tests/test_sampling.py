@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from jax import export
 
-from fpjax.chains import EngineSettings, Queue, evaluations_per_step, make_engine, slot_shapes
-from fpjax.checks import RequestError
-from fpjax.compilation import jit_once
-from fpjax.sampling import PREDICTORS, SAMPLERS, SamplerSettings, langevin, make_grid, make_sampler
-from fpjax.sde import VE, SubVP, time_grid
+from fpjax.core.compilation import jit_once
+from fpjax.core.errors import RequestError
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.sampling import PREDICTORS, SAMPLERS, SamplerSettings, langevin, make_grid, make_sampler
+from fpjax.diffusion.sde import VE, SubVP
+from fpjax.engine.chains import EngineSettings, Queue, evaluations_per_step, make_engine, slot_shapes
 
 from .gaussian import ALL_PROCESSES, affine_end, chain_end, dpm_end, flow_end, gaussian_score_fn, heun_end
 

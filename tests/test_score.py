@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax.checks import RequestError
-from fpjax.score import PREDICTIONS, draw_times, dsm_losses, make_score_fn
-from fpjax.sde import SubVP, log_snr
+from fpjax.core.errors import RequestError
+from fpjax.diffusion.grid import log_snr
+from fpjax.diffusion.score import PREDICTIONS, draw_times, dsm_losses, make_score_fn
+from fpjax.diffusion.sde import SubVP
 
 from .gaussian import ALL_PROCESSES, gaussian_score_fn
 

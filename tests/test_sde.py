@@ -4,20 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from fpjax.checks import RequestError
-from fpjax.sde import (
-    SPACINGS,
-    VE,
-    VP,
-    DiscreteVP,
-    SdeSettings,
-    SubVP,
-    log_snr,
-    make_process,
-    prior_logp,
-    time_at_log_snr,
-    time_grid,
-)
+from fpjax.core.errors import RequestError
+from fpjax.diffusion.flow import prior_logp
+from fpjax.diffusion.grid import SPACINGS, log_snr, time_at_log_snr, time_grid
+from fpjax.diffusion.sde import VE, VP, DiscreteVP, SdeSettings, SubVP, make_process
 
 from .gaussian import ALL_PROCESSES
 

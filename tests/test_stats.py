@@ -16,7 +16,7 @@ from scipy.stats import beta as beta_distribution
 from scipy.stats import binom, nbinom, norm, poisson
 
 from fpjax import stats
-from fpjax.checks import RequestError
+from fpjax.core.errors import RequestError
 
 Z = 4.5
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from fpjax import stats
-from fpjax.chains import EngineSettings, make_engine
-from fpjax.oracle import empirical_score_fn, nearest_image, return_probability
-from fpjax.sampling import SAMPLERS
-from fpjax.sde import SubVP, time_grid
-from fpjax.search import SearchSettings, search, search_work
-from fpjax.strategies import CONFIRM, CURVE, MISSES, STRATEGIES, Plan, Seen, most_levels, spaced_levels
+from fpjax.diffusion.grid import time_grid
+from fpjax.diffusion.oracle import empirical_score_fn, nearest_image, return_probability
+from fpjax.diffusion.sampling import SAMPLERS
+from fpjax.diffusion.sde import SubVP
+from fpjax.engine.chains import EngineSettings, make_engine
+from fpjax.studies.search import SearchSettings, search, search_work
+from fpjax.studies.strategies import CONFIRM, CURVE, MISSES, STRATEGIES, Plan, Seen, most_levels, spaced_levels
 
 N, M = 1000, 16
 PLAN = Plan(N, member_levels=N, coarse_levels=20, fine_levels=20, seed=(0,))

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fpjax.artifacts import Checkpoints, MetricsLog
-from fpjax.checks import RequestError, StageError
-from fpjax.compilation import jit_once
+from fpjax.core.checkpoints import Checkpoints
+from fpjax.core.compilation import jit_once
+from fpjax.core.errors import RequestError, StageError
+from fpjax.core.metrics import MetricsLog
+from fpjax.diffusion.score import dsm_losses
+from fpjax.diffusion.sde import SubVP
+from fpjax.diffusion.training import TrainingSettings, fit, init_state, make_train_step, training_mesh
 from fpjax.models.unet import UNet, UNetSettings
-from fpjax.score import dsm_losses
-from fpjax.sde import SubVP
-from fpjax.training import TrainingSettings, fit, init_state, make_train_step, training_mesh
 
 from .conftest import ROOT
 
@@ -100,7 +101,7 @@ def test_scanned_steps_are_the_single_ones(tmp_path, monkeypatch, accumulate):
     """Accelerators take many steps in one dispatch and loop over parts; the draws and the result are the same."""
     settings = dataclasses.replace(SETTINGS, accumulate=accumulate, checkpoint_every=20)
     single = train(tmp_path / "single", settings)
-    monkeypatch.setattr("fpjax.training.jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("fpjax.diffusion.training.jax.default_backend", lambda: "gpu")
     scanned = train(tmp_path / "scanned", settings)
     assert_close(single, scanned)
     for a, b in zip(looks(tmp_path / "single"), looks(tmp_path / "scanned"), strict=True):
@@ -220,7 +221,7 @@ def test_non_finite_loss_stops_with_step_and_last_good_checkpoint(tmp_path, monk
         state, metrics = step(state, jnp.asarray(DATA), jax.random.key(1))
         losses.append(float(metrics["loss"]))
     assert 8 < len(losses) < 16
-    monkeypatch.setattr("fpjax.training.jax.default_backend", lambda: backend)
+    monkeypatch.setattr("fpjax.diffusion.training.jax.default_backend", lambda: backend)
     text = rf"loss (inf|nan), .* at step {len(losses)}; last good checkpoint at step 8; lower the learning rate"
     with pytest.raises(StageError, match=text):
         train(tmp_path, settings, loss=exploding)

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fpjax import stats, verdict
-from fpjax.checks import RequestError
-from fpjax.count import CountSettings
-from fpjax.verdict import (
+from fpjax import stats
+from fpjax.audit import verdict
+from fpjax.audit.verdict import (
     BELOW,
     BETA,
     INCONCLUSIVE,
@@ -31,6 +30,8 @@ from fpjax.verdict import (
     decide,
     smallest_p,
 )
+from fpjax.core.errors import RequestError
+from fpjax.studies.count import CountSettings
 
 from .simulator import DESIGNS, NULLS, World, answers, count_power, draw, kinds, old_answers, old_leak_p
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from ..checks import RequestError, check
+from ..core.errors import RequestError, check
 
 SPLITS = ("train", "val", "test")
 MAX_SIDE = 1024  # pixels each way; the networks here are for far less

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from ..checks import check
+from ..core.errors import check
 
 _SUPERSAMPLING = 4  # samples a pixel and axis; 16 samples average to a whole grey level with integer sums
 _MAX_LESIONS = 7

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from ..artifacts import SCHEMA_VERSION
-from ..checks import check
-from ..fingerprint import FINGERPRINT_BYTE, check_disc, disc_mask, disc_radius, stamp
+from ..core.errors import check
+from ..core.store import SCHEMA_VERSION
 from .files import SPLITS
+from .fingerprint import FINGERPRINT_BYTE, check_disc, disc_mask, disc_radius, stamp
 from .source import DataSettings, Splits, image_digests
 
 # One random stream a purpose: more training images, say, must not move the targets. Never renumber.

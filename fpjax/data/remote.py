@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ..checks import RequestError, check
+from ..core.errors import RequestError, check
 from .files import check_bytes, explain
 
 # The paper's seven sets at 28x28, with the MD5 of the official files (medmnist 3.0.2).

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..checks import check, one_of
+from ..core.errors import check, one_of
 from .files import MAX_SIDE, SPLITS, read_arrays, read_folder
 from .phantom import phantom_images
 from .remote import MEDMNIST, MEDMNIST_SIDES, MORE_MEDMNIST, medmnist_file, read_tfds

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..checks import check, one_of, whole
+from ..core.errors import check, one_of, whole
 from .layers import DTYPES
 
 EXPANSION = {"bottleneck": 4, "basic": 1}  # channels that a block gives out, in multiples of its width

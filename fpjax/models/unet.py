@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..checks import check, in_range, one_of, positive, whole
+from ..core.errors import check, in_range, one_of, positive, whole
 from .layers import DTYPES, GroupNorm, fourier_embedding, halve, repeat, timestep_embedding
 
 ACTIVATIONS = {"silu": nn.silu, "mish": jax.nn.mish, "gelu": partial(nn.gelu, approximate=False), "relu": nn.relu}

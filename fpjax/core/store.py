@@ -1,0 +1,168 @@
+"""Files of a run: JSON and arrays written whole or not at all, metrics lines, checkpoints through Orbax, and the lock.
+
+Every writer writes beside the file and renames, so a kill leaves the old file or the new one, never half of one.
+JSON carries the digest of its own content, so that a file that was damaged or edited is not taken for a result.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .errors import RequestError, check
+
+SCHEMA_VERSION = 3
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    """Writes through `write(file)` beside `path`, then renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    _write_whole(path, lambda file: file.write(content))
+
+
+def to_plain(value: Any) -> Any:
+    """NumPy values as JSON has them; non-finite numbers as null, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return to_plain(value.tolist())
+    if isinstance(value, np.generic):
+        return to_plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object's canonical text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON with the schema version and its own digest; equal contents give equal bytes."""
+    plain = to_plain({"schema_version": SCHEMA_VERSION, **content})
+    body = json.dumps({**plain, "digest": _digest(plain)}, indent=1, allow_nan=False)
+    write_bytes(path, body.encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads JSON that `write_json` wrote, with its digest under `digest`.
+
+    Raises:
+      RequestError: if the file is missing, damaged, edited or of another schema.
+    """
+    fix = "delete it and run the same command again" if path.name != "config.json" else "use another --workdir"
+    check(
+        path.is_file(),
+        path.name,
+        got="no such file",
+        expected="the result of an earlier stage",
+        fix="run that stage first, or leave out --stage",
+    )
+    try:
+        content = json.loads(path.read_text())
+        version = content["schema_version"]
+    # Deeply nested brackets exhaust the parser's stack.
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        raise RequestError(f"{path.name}: got an unreadable file, expected JSON of fpjax; fix: {fix}") from error
+    check(
+        version == SCHEMA_VERSION,
+        path.name,
+        got=f"schema version {str(version)[:20]}",
+        expected=str(SCHEMA_VERSION),
+        fix="use the version of fpjax that wrote it, or another --workdir",
+    )
+    digest = content.pop("digest", None)
+    check(
+        digest == _digest(content),
+        path.name,
+        got="content that is not what was written",
+        expected="the file as fpjax wrote it",
+        fix=fix,
+    )
+    return {**content, "digest": digest}
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes an uncompressed `.npz`."""
+    _write_whole(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads an `.npz` of `write_arrays`; never unpickles.
+
+    Raises:
+      RequestError: if the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    # NumPy, zipfile and zlib raise a dozen unrelated types on damaged files.
+    except Exception as error:
+        raise RequestError(
+            f"{path.name}: got a missing or damaged file, expected arrays of an earlier stage; "
+            "fix: delete it and the stage's .json, and run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Holds `directory` against other processes; the system lets go of it when the process dies.
+
+    Raises:
+      RequestError: if another process holds it, or it cannot be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "a+")
+    except OSError as error:
+        raise RequestError(
+            f"--workdir: got {error.strerror}, expected a directory to write to; fix: choose another --workdir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RequestError(
+                f"--workdir={directory.name}: got a directory that process {file.read(20).strip() or '?'} works in, "
+                "expected a free one; fix: wait for it or stop it, or choose another --workdir"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a pytree's arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""A model of diffusers in place of one that is trained here: what a run keeps of it, so that it outlives its directory.
+
+Its times are those of its scheduler. One without a scheduler is taken as `make_score_fn` takes the models trained here:
+it predicts epsilon of the config's `sde`, and is told `network_time`.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.errors import RequestError, check
+from ...models.unet import UNetSettings
+from ..score import PREDICTIONS
+from ..sde import DiscreteVP, Process
+from .architecture import Architecture, read_architecture
+from .scheduler import Scheduler, read_scheduler
+from .weights import find_weights, model_files
+
+
+class Imported(NamedTuple):
+    """What a directory says beside its weights; `sha256` of each of its files, by name."""
+
+    architecture: Architecture
+    scheduler: Scheduler | None
+    sha256: dict[str, str]
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, one of `PREDICTIONS`."""
+        return self.scheduler.prediction_type if self.scheduler else PREDICTIONS[0]
+
+    def process(self, otherwise: Process) -> Process:
+        """The scheduler's diffusion, or that of a model without one."""
+        return DiscreteVP(self.scheduler.betas) if self.scheduler else otherwise
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of each file that the model is made of.
+
+    Raises:
+      RequestError: one of them cannot be read.
+    """
+    digests = {}
+    for path in model_files(directory):
+        try:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise RequestError(
+                f"{path}: got {error.strerror}, expected a file of the model; fix: copy the whole directory again"
+            ) from None
+    return digests
+
+
+def read_imported(directory: Path) -> Imported:
+    """Reads all but the weights' values.
+
+    Raises:
+      RequestError: there is no model, one that `UNet` cannot be, weights of another one, or a process that is not
+        supported.
+    """
+    architecture = read_architecture(directory)
+    files = model_files(directory)
+    with_scheduler = any(path.name == "scheduler_config.json" for path in files)
+    check(
+        with_scheduler or not (directory.resolve().parent / "model_index.json").is_file(),
+        "score.path",
+        got="a part of a pipeline, without its scheduler",
+        expected="the pipeline, whose scheduler says what the model was trained on",
+        fix="give the directory above it",
+    )
+    scheduler = read_scheduler(directory) if with_scheduler else None
+    # Their sizes, before any compute; their values are read when they are taken in.
+    find_weights(directory, architecture)
+    imported = Imported(architecture, scheduler, file_digests(directory))
+    if scheduler:
+        check(
+            architecture.settings.time_embedding_type != "fourier",
+            "score.path",
+            got="a Fourier embedding of log t with a scheduler whose steps begin at 0",
+            expected="a positional time embedding with a scheduler",
+            fix="such a network knows continuous times: if it was trained so, give it without its scheduler",
+        )
+        DiscreteVP(scheduler.betas)
+    return imported
+
+
+def describe_imported(imported: Imported) -> dict[str, Any]:
+    """The same as JSON types, without paths."""
+    architecture, scheduler = imported.architecture, imported.scheduler
+    return {
+        "architecture": architecture._asdict() | {"settings": dataclasses.asdict(architecture.settings)},
+        "scheduler": dataclasses.asdict(scheduler) if scheduler else None,
+        "sha256": imported.sha256,
+    }
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def parse_imported(content: dict[str, Any]) -> Imported:
+    """The inverse of `describe_imported`, after a way through JSON."""
+    architecture, scheduler = _tuples(content["architecture"]), content["scheduler"]
+    architecture["settings"] = UNetSettings(**_tuples(architecture["settings"]))
+    return Imported(
+        Architecture(**architecture), Scheduler(**_tuples(scheduler)) if scheduler else None, content["sha256"]
+    )

@@ -1,0 +1,278 @@
+"""Weights of a diffusers UNet2DModel, by its names and axes, to and from ours; safetensors alone, never pickle."""
+
+import functools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors import numpy as safetensors
+
+from ...core.errors import RequestError, check
+from ...core.store import write_bytes
+from ...models.unet import UNet, UNetSettings
+from .architecture import BLOCKS, MID_BLOCK, MODEL_CLASS, Architecture, read_architecture
+from .fields import listing, part_file, read_fields, short
+
+WEIGHTS = "diffusion_pytorch_model"
+VARIANTS = ("", ".fp16", ".bf16")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+DTYPES = ("F32", "F16", "BF16", "F64")
+
+
+class Model(NamedTuple):
+    """A model: its architecture, and float32 parameters of `UNet(settings)`."""
+
+    settings: UNetSettings
+    params: Any
+    channels: int
+    side: tuple[int, int] | None
+
+
+def _their_name(path: tuple[str, ...], levels: int) -> str:
+    """Name in diffusers of one of our parameters: the one table for both directions."""
+    module, *inner = path
+    if module == "time_frequencies":
+        return "time_proj.weight"
+    leaf = "bias" if inner[-1] == "bias" else "weight"
+    inner = [{"to_out": "to_out.0"}.get(name, name) for name in inner[:-1]]
+    if block := re.fullmatch(r"(down|mid|up)(\d*)_(res|attn|sample)(\d*)", module):
+        way, level, kind, index = block.groups()
+        if kind == "sample":
+            module = f"{way}samplers.0" + ("" if inner else ".conv")
+        else:
+            module = f"{'resnets' if kind == 'res' else 'attentions'}.{index or 0}"
+        # diffusers counts the way up from the innermost level.
+        prefix = "mid_block" if way == "mid" else f"{way}_blocks.{level if way == 'down' else levels - 1 - int(level)}"
+        module = f"{prefix}.{module}"
+    elif dense := re.fullmatch(r"time_dense(\d)", module):
+        module = f"time_embedding.linear_{dense[1]}"
+    elif module == "norm_out":
+        module = "conv_norm_out"
+    return ".".join([module, *inner, leaf])
+
+
+# Axes of our arrays in diffusers' order: (h, w, in, out) to (out, in, h, w) for convolutions, (in, out) to (out, in).
+_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+def _to_theirs(name: str, array: np.ndarray) -> np.ndarray:
+    """One of our weights as diffusers lays it out; our 1x1 convolutions are matrices."""
+    array = array.transpose(_AXES[array.ndim])
+    return array[:, :, None, None] if name.endswith("conv_shortcut.weight") else array
+
+
+def _to_ours(name: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_theirs`."""
+    array = array[:, :, 0, 0] if name.endswith("conv_shortcut.weight") else array
+    return array.transpose(np.argsort(_AXES[array.ndim]))
+
+
+_OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
+
+
+def _named(settings: UNetSettings, params: Any) -> tuple[dict[str, Any], Any]:
+    """Parameters (or their shapes) by diffusers' names, in the order of the tree, and the tree's structure."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    levels = len(settings.channels)
+    return {_their_name(tuple(key.key for key in path), levels): leaf for path, leaf in leaves}, tree
+
+
+@functools.lru_cache(maxsize=8)
+def _expected(settings: UNetSettings, channels: int) -> tuple[dict[str, tuple[int, ...]], Any]:
+    """Shapes in diffusers' order by diffusers' names, and our tree."""
+    side = settings.downsampling
+    images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    times = jax.ShapeDtypeStruct((1,), jnp.float32)
+    shapes, tree = _named(settings, jax.eval_shape(UNet(settings).init, jax.random.key(0), images, times)["params"])
+    # Broadcast from one number, an array has a shape and no size.
+    return {name: _to_theirs(name, np.broadcast_to(0.0, leaf.shape)).shape for name, leaf in shapes.items()}, tree
+
+
+def _check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    found, expected = set(found), set(expected)
+    fix = "check that config.json and weights belong together"
+    missing, extra = expected - found, found - expected
+    check(not missing, what, got=f"no {listing(missing)}", expected="every weight of config.json's model", fix=fix)
+    check(not extra, what, got=f"also {listing(extra)}", expected="the weights of config.json's model alone", fix=fix)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model's weights, whole or in shards."""
+    for variant in VARIANTS:
+        whole = directory / f"{WEIGHTS}{variant}.safetensors"
+        if whole.is_file():
+            return [whole]
+        index = directory / f"{WEIGHTS}.safetensors.index{variant}.json"
+        if index.is_file():
+            files = read_fields(index).get("weight_map")
+            files = list(files.values()) if isinstance(files, dict) else []
+            check(
+                len(files) > 0 and all(isinstance(name, str) and Path(name).name == name for name in files),
+                f"{index}: weight_map",
+                got=short(files),
+                expected="a file of this directory for each weight",
+                fix="copy the directory again",
+            )
+            return [directory / name for name in sorted(set(files))]
+    pickles = [path.name for path in directory.iterdir() if path.suffix in PICKLES]
+    check(
+        not pickles,
+        str(directory),
+        got=f"a pickle, {listing(pickles)}",
+        expected=f"{WEIGHTS}.safetensors (a pickle can run code when it is opened)",
+        fix="convert it where you trust it: UNet2DModel.from_pretrained(DIR).save_pretrained(NEW) in diffusers",
+    )
+    raise RequestError(
+        f"{directory}: got no weights, expected {WEIGHTS}.safetensors; fix: copy the whole directory again"
+    )
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files that a model is read from: its config, its weights, and the schedule if there is one.
+
+    Raises:
+      RequestError: there are no weights that may be opened.
+    """
+    config, schedule = (
+        part_file(directory, "unet", "config.json"),
+        part_file(directory, "scheduler", "scheduler_config.json"),
+    )
+    return [config, *_weight_files(config.parent), *([schedule] if schedule.is_file() else [])]
+
+
+def find_weights(directory: Path, architecture: Architecture) -> dict[str, tuple[Path, str]]:
+    """File and name there of each weight of an architecture; reads no more than the files' headers.
+
+    Raises:
+      RequestError: weights are missing, unknown, of another shape or type, damaged or pickled.
+    """
+    directory = part_file(directory, "unet", "config.json").parent
+    expected, _ = _expected(architecture.settings, architecture.channels)
+    stored: dict[str, tuple[Path, str]] = {}
+    for path in _weight_files(directory):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    ours = name
+                    for old, new in _OLD_NAMES if ".attentions." in name else ():
+                        ours = ours.replace(old, new)
+                    stored[ours] = (path, name)
+                    part = file.get_slice(name)
+                    if ours in expected:
+                        _check_weight(f"{path}: {name}", part.get_shape(), part.get_dtype(), expected[ours])
+        except (SafetensorError, OSError) as error:
+            raise RequestError(
+                f"{path}: got a missing or damaged file ({short(str(error))}), expected safetensors; fix: copy it again"
+            ) from None
+    _check_names(str(directory), stored, expected)
+    return stored
+
+
+def read_params(directory: Path, architecture: Architecture) -> Any:
+    """Reads the weights of an architecture, as float32 parameters of `UNet(architecture.settings)`.
+
+    Raises:
+      RequestError: as `find_weights`, or weights are not finite.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, (path, theirs) in find_weights(directory, architecture).items():
+        with safe_open(path, framework="numpy") as file, np.errstate(over="ignore"):
+            arrays[name] = np.asarray(file.get_tensor(theirs)).astype(np.float32)
+        check(
+            bool(np.isfinite(arrays[name]).all()),
+            f"{path}: {theirs}",
+            got="values that are not finite",
+            expected="finite float32 values",
+            fix="save the model again, in float32",
+        )
+    expected, tree = _expected(architecture.settings, architecture.channels)
+    return jax.tree_util.tree_unflatten(tree, [jnp.asarray(_to_ours(name, arrays[name])) for name in expected])
+
+
+def _check_weight(what: str, shape: Iterable[int], dtype: str, expected: tuple[int, ...]) -> None:
+    check(
+        tuple(shape) == expected,
+        what,
+        got=tuple(shape),
+        expected=f"{expected} of config.json's model",
+        fix="check that config.json and weights belong together",
+    )
+    check(dtype in DTYPES, what, got=dtype, expected=f"one of {', '.join(DTYPES)}", fix="save the model in float32")
+
+
+def read_model(directory: Path) -> Model:
+    """Reads a model that diffusers (or `write_model`) saved: `UNet(settings).apply({"params": params}, x, t)` is it.
+
+    Args:
+      directory: of a `UNet2DModel`, or of a pipeline with one in `unet/`.
+
+    Returns:
+      `Model`; its times are the scheduler's step numbers, 0 to N - 1. Compute type and remat are the defaults.
+
+    Raises:
+      RequestError: the model is not there, damaged, or not one that `UNet` can be.
+    """
+    architecture = read_architecture(directory)
+    params = read_params(directory, architecture)
+    return Model(architecture.settings, params, architecture.channels, architecture.side)
+
+
+def write_model(directory: Path, settings: UNetSettings, params: Any, *, side: tuple[int, int] | None = None) -> None:
+    """Writes a directory that diffusers' `UNet2DModel.from_pretrained` loads, whole or not at all.
+
+    Args:
+      directory: must not exist, or be empty.
+      params: of `UNet(settings)`, float32.
+      side: height and width of the images, for the config's `sample_size`.
+
+    Raises:
+      RequestError: the directory holds something, or the parameters are not of these settings.
+    """
+    check(
+        not directory.exists() or (directory.is_dir() and not any(directory.iterdir())),
+        str(directory),
+        got="something that is there already",
+        expected="a new directory",
+        fix="give another name, or delete it",
+    )
+    leaves, _ = _named(settings, params)
+    channels = params["conv_in"]["kernel"].shape[2]
+    expected, _ = _expected(settings, channels)
+    _check_names("params", leaves, expected)
+    arrays = {name: np.ascontiguousarray(_to_theirs(name, np.asarray(x))) for name, x in leaves.items()}
+    for name, array in arrays.items():
+        _check_weight(f"params: {name}", array.shape, "F32", expected[name])
+    config = _config(settings, channels, side)
+    beside = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    write_bytes(beside / f"{WEIGHTS}.safetensors", safetensors.save(arrays, metadata={"format": "pt"}))
+    write_bytes(beside / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+    os.replace(beside, directory)
+
+
+def _config(settings: UNetSettings, channels: int, side: tuple[int, int] | None) -> dict[str, Any]:
+    """`config.json` of a `UNet2DModel`, every field."""
+    same = ("layers_per_block", "mid_block_scale_factor", "norm_num_groups", "norm_eps", "act_fn", "dropout")
+    same += ("resnet_time_scale_shift", "downsample_padding", "downsample_type", "upsample_type")
+    same += ("time_embedding_type", "flip_sin_to_cos", "freq_shift", "center_input_sample")
+    return {
+        "_class_name": MODEL_CLASS,
+        "sample_size": side if side is None or side[0] != side[1] else side[0],
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": settings.channels,
+        "down_block_types": [BLOCKS["down"][flag] for flag in settings.attention],
+        "up_block_types": [BLOCKS["up"][flag] for flag in settings.attention_up[::-1]],
+        "mid_block_type": None if settings.mid_block == "none" else MID_BLOCK,
+        "add_attention": settings.mid_block != "plain",
+        "attention_head_dim": settings.attention_head_dim or None,
+        "attn_norm_num_groups": settings.attn_norm_num_groups or None,
+    } | {name: getattr(settings, name) for name in same}

@@ -1,0 +1,13 @@
+from .figures import draw_figures as draw_figures
+from .html import to_html as to_html
+from .images import ERRORS as ERRORS
+from .images import ReportImages as ReportImages
+from .images import Returns as Returns
+from .images import Training as Training
+from .numbers import MISSING as MISSING
+from .numbers import MOST_SHOWN as MOST_SHOWN
+from .rows import MODEL_BASED as MODEL_BASED
+from .rows import Row as Row
+from .text import WIDTH as WIDTH
+from .text import to_json as to_json
+from .text import to_text as to_text
