@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 import fpjax
 from fpjax.core.errors import RequestError, StageError
+from fpjax.diffusion.sampling import make_grid
 from fpjax.engine import resume
 
 from .gaussian import chain_end, gaussian_score_fn
@@ -55,7 +56,7 @@ def test_curves_are_closed_form_tails_with_weights_as_arguments():
         return gaussian_score_fn(SDE, params, STD)(x, t)
 
     found = search(score_fn=score_fn, params=jnp.asarray(MEAN), levels=levels, num_chains=chains)
-    grid = fpjax.sampling.make_grid(SAMPLER, SDE)
+    grid = make_grid(SAMPLER, SDE)
     np.testing.assert_array_equal(found.t, grid.t[levels])
     for k, x in enumerate((1.0, -0.5)):
         q = np.array([norm.sf(B, *chain_end(SDE, grid, "ancestral", MEAN, STD, level, x)) for level in levels])
@@ -70,7 +71,7 @@ def test_plain_samples_are_counted():
         gaussian_score_fn(SDE, MEAN, STD), SDE, detect, TARGETS, key=jax.random.key(1), num_samples=2000, num_members=1,
         sampler=SAMPLER, engine=fpjax.EngineSettings(slots=256, block_steps=20),
     )  # fmt: skip
-    grid = fpjax.sampling.make_grid(SAMPLER, SDE)
+    grid = make_grid(SAMPLER, SDE)
     q = norm.sf(B, *chain_end(SDE, grid, "ancestral", MEAN, STD, 10, 0.0))
     assert abs(found.num_detected[0] - 2000 * q) < 4.5 * np.sqrt(2000 * q * (1 - q)) + 2000 * 1e-3
     assert found.num_samples == 2000
@@ -129,7 +130,7 @@ def test_importing_is_quick_and_every_name_is_there():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="No fpjax attribute nothing"):
         _ = fpjax.nothing
 
 

@@ -52,10 +52,10 @@ def tallies(directory=None):
 _SCRIPT = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from fpjax import processes
+from fpjax.core import processes
 processes.connect({given}, heartbeat_s=10)
 from tests.test_processes import *
-from fpjax import chains
+from fpjax.engine import chains
 {body}
 """
 WHOLE = """

@@ -372,7 +372,7 @@ def test_bad_settings_are_refused(field, value):
 
 PROGRAM = """
 import jax, shutil
-from fpjax.compilation import use_compilation_cache
+from fpjax.core.compilation import use_compilation_cache
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 directory = use_compilation_cache()
 jax.jit(lambda x: x + 1)(1.0)

@@ -22,7 +22,7 @@ def check(ok: bool, what: str, *, got: Any, expected: str, fix: str) -> None:
     >>> check(-1 > 0, "score.num_steps", got=-1, expected="a positive integer", fix="set it to 2000")
     Traceback (most recent call last):
     ...
-    fpjax.checks.RequestError: score.num_steps: got -1, expected a positive integer; fix: set it to 2000
+    fpjax.core.errors.RequestError: score.num_steps: got -1, expected a positive integer; fix: set it to 2000
     """
     if not ok:
         got = str(got)

@@ -17,6 +17,7 @@ def log_snr(sde: Process, t: float | np.ndarray) -> np.ndarray:
 def time_at_log_snr(sde: Process, values: np.ndarray) -> np.ndarray:
     """Times in (0, 1] at which `log_snr` has these values, by bisection (it falls strictly); float64.
 
+    >>> from fpjax.diffusion.sde import SubVP
     >>> f"{float(time_at_log_snr(SubVP(), log_snr(SubVP(), 0.3))):.6f}"
     '0.300000'
     """
@@ -63,6 +64,7 @@ def time_grid(sde: Process, num_levels: int, *, t_min: float = T_MIN_SAMPLING, s
     The transition is x_i | x_{i-1} ~ N(a x_{i-1}, v) with a = scale_i / scale_{i-1} and
     v = std_i^2 - a^2 std_{i-1}^2; the posterior follows by completing the square.
 
+    >>> from fpjax.diffusion.sde import SubVP
     >>> [f"{t:.3f}" for t in time_grid(SubVP(), 4).t]
     ['0.000', '0.001', '0.334', '0.667', '1.000']
 
