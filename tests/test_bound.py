@@ -28,6 +28,7 @@ from fpjax.studies.bound import (
     log_mean_exp,
     top_levels,
 )
+from fpjax.studies.search import SearchResult
 
 from .gaussian import chain_end, gaussian_score_fn
 
@@ -92,7 +93,17 @@ def test_gaps_and_nothing():
 
 
 def test_tops_are_the_highest_levels_with_a_return():
-    search = {"target": [0, 0, 1, 2, 2], "level": [3, 9, 5, 7, 8], "num_detected": [2, 0, 4, 0, 0], "num_members": 3}
+    rows = {"target": [0, 0, 1, 2, 2], "level": [3, 9, 5, 7, 8], "num_detected": [2, 0, 4, 0, 0]}
+    rows |= dict.fromkeys(("phase", "num_chains", "num_fingerprint", "num_identity"), [1] * 5)
+    search = SearchResult(
+        **{name: np.asarray(values) for name, values in rows.items()},
+        num_detected_at=np.zeros((5, 0), int),
+        evaluations=0,
+        executed=0,
+        num_members=3,
+        strategy="exhaustive",
+        exhaustive_evaluations=0,
+    )
     assert top_levels(search) == [3, 5, 0]
     work = bound_work(BoundSettings(2, 2, 3), top_levels(search))
     assert work.num_chains == 3 * (3 + 4)  # levels 1 to 3; 1, 2 (or 3), 4 and 5

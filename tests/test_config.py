@@ -17,8 +17,8 @@ from fpjax.detectors.fitting import init_fit
 from fpjax.diffusion.sde import VE, VP, SubVP
 from fpjax.diffusion.training import init_state, make_train_step
 from fpjax.engine.chains import Queue, slot_shapes
-from fpjax.run import pipeline
 from fpjax.run.config import FREE_FIELDS, Config, describe_config, make_config
+from fpjax.run.stages import open_job
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 CHANNELS = {"pathmnist": 3, "retinamnist": 3, "bloodmnist": 3}
@@ -41,7 +41,7 @@ def run_of(name):
     blank = [np.zeros((n, *shape), np.uint8) for n in (targets, targets, 8, 2, 2)]
     member = [None if data.stamp else row < data.num_members for row in range(targets)]
     record = tuple(Target(row, "train", 0, 0, 1, 99, member=member[row]) for row in range(targets))
-    run = pipeline.Run(config, Path("unused"))
+    run = open_job(config, Path("unused"))
     run.__dict__["data"] = (Candidates(*blank, record=record, passed_over=0), {})
     return run
 

@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fpjax.core.errors import RequestError
-from fpjax.core.store import SCHEMA_VERSION
+from fpjax.core.records import from_content, to_content
 from fpjax.data import plant as plant_module
 from fpjax.data import remote
 from fpjax.data.files import SPLITS, check_bytes, read_arrays, read_folder
 from fpjax.data.fingerprint import FINGERPRINT_BYTE, disc_mask
 from fpjax.data.phantom import phantom_images
-from fpjax.data.plant import assign, describe, describe_membership, held_out_rows, plant
+from fpjax.data.plant import DataResult, Membership, assign, describe, describe_membership, held_out_rows, plant
 from fpjax.data.remote import MEDMNIST
 from fpjax.data.source import LOADERS, DataSettings, Splits, draw_splits, image_digests, load
 
@@ -55,7 +55,7 @@ SHA256 = {
     "phantom_28": "add7dd1ff9dabf9f795b82ceedd5361566c6148cbcd78ef556244cf6b0acc8e0",
     "splits": "321df86e8cddc5a86c5979db4543990cf072362f9df7621c2a6421ef58b2ea77",
     "planted": "a462cf56d35cff4827b5ac9d785929b3a8c9804f7ded31bdeeb4c8f8e1b3cd9f",
-    "data_json": "068f93eea5084b34f5c53b7c903d00e5a708eaf0bf0405cb77a6b5e7355b69a5",
+    "data_json": "8ac36f973dd901e8346b9cfa1eb357c1e8f8fa9c3fcef3634b8ee549b955026e",
 }
 
 
@@ -940,7 +940,7 @@ class TestRealFiles:
         assert len(planted.train) == 5 + 4708 - sum(target.split == "train" for target in planted.record)
         assert len(planted.val) == 524 - sum(target.split == "val" for target in planted.record)
         assert not originals & {d for array in planted[:1] + planted[3:6] for d in image_digests(array)}
-        assert all(target["copies_removed"] == 0 for target in describe(splits, candidates, settings)["targets"])
+        assert all(target.copies_removed == 0 for target in describe(splits, candidates, settings).targets)
         assert min(target.contrast for target in planted.record) >= 16
 
     def test_a_truncated_file_is_refused(self, real, tmp_path):
@@ -1158,18 +1158,18 @@ class TestPlant:
         planted = drawn(small, settings)
         again = drawn(small, settings)
         assert digest(*planted[:6]) == digest(*again[:6]) == SHA256["planted"]
-        content = describe(small, plant(small, settings), settings)
-        del content["schema_version"]  # it counts the changes of other files too
-        text = json.dumps([content, describe_membership(planted)], sort_keys=True)
+        described = describe(small, plant(small, settings), settings), describe_membership(planted, settings)
+        text = json.dumps(to_content(described), sort_keys=True)
         assert hashlib.sha256(text.encode()).hexdigest() == SHA256["data_json"]
 
     def test_description(self, small):
         settings = change(num_train=20, directory="private/place")
         candidates = plant(small, settings)
-        content = describe(small, candidates, settings)
-        assert json.loads(json.dumps(content, allow_nan=False)) == content
-        assert content["schema_version"] == SCHEMA_VERSION
-        assert content["identity"] == small.identity
+        described = describe(small, candidates, settings)
+        content = json.loads(json.dumps(to_content(described), allow_nan=False))
+        assert from_content(DataResult, content) == described
+        details = content["identity"].pop("details")
+        assert {n: v for n, v in (content["identity"] | details).items() if v is not None} == small.identity
         arrays = {field: getattr(candidates, field) for field in ("targets", "rest", "val", "test")}
         assert content["num_images"] == {field: len(array) for field, array in arrays.items()}
         assert content["sha256"] == {field: digest(array) for field, array in arrays.items()}
@@ -1186,16 +1186,17 @@ class TestPlant:
         assert "private" not in json.dumps(content)
         # Who is a member moves nothing in it.
         others = change(num_train=20, num_members=3, num_controls=3, num_count_controls=3)
-        assert describe(small, plant(small, others), others) == content
+        assert describe(small, plant(small, others), others) == described
         planted = assign(candidates, settings)
-        membership = describe_membership(planted)
-        assert json.loads(json.dumps(membership, allow_nan=False)) == membership
-        assert membership == {
+        membership = describe_membership(planted, settings)
+        assert from_content(Membership, json.loads(json.dumps(to_content(membership), allow_nan=False))) == membership
+        assert to_content(membership) == {
             "rows": planted.rows.tolist(),
             "num_members": 2,
             "num_controls": 3,
             "num_train": 20,
             "train_sha256": digest(planted.train),
+            "canaries": 0,
         }
 
     @pytest.mark.parametrize(
@@ -1357,7 +1358,8 @@ class TestGroups:
         gone = {d for d, name in patient.items() if name in whose}
         twin = image_digests(images[:1])[0]
         assert {*patient} - {*left} - {twin} == gone - {twin}
-        text = json.dumps([describe(splits, candidates, config), describe_membership(assign(candidates, config))])
+        described = describe(splits, candidates, config), describe_membership(assign(candidates, config), config)
+        text = json.dumps(to_content(described))
         assert not any(name in text for name in NAMES if len(name) > 2)
         assert not any(str(name) in text for name in names)
 
@@ -1561,6 +1563,6 @@ class TestUnstamped:
     def test_the_description_names_no_mark(self, small):
         settings = change(stamp=False)
         content = describe(small, plant(small, settings), settings)
-        assert content["fingerprint_byte"] is content["min_contrast"] is None
-        assert content["num_images"]["rest"] == len(small.train) - 2
-        assert {target["radius"] for target in content["targets"]} == {0}
+        assert content.fingerprint_byte is content.min_contrast is None
+        assert content.num_images["rest"] == len(small.train) - 2
+        assert {target.radius for target in content.targets} == {0}

@@ -23,8 +23,9 @@ from fpjax.diffusion.sampling import SAMPLERS, Sampler, SamplerState
 from fpjax.diffusion.sde import SubVP
 from fpjax.engine.chains import EngineSettings, make_engine
 from fpjax.engine.work import NO_TARGET
-from fpjax.studies.count import KEPT_MISSES, CountSettings, count, count_work, sensitivity_level
+from fpjax.studies.count import CountSettings, count, count_work, sensitivity_level
 from fpjax.studies.search import SearchSettings, count_returns, rank_work, search, search_work, shown_chains
+from fpjax.studies.tally import KEPT_MISSES
 
 from .gaussian import gaussian_score_fn
 
@@ -246,7 +247,7 @@ def everything(engine, work, key):
 
 def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
     settings = SearchSettings(member_levels=12, member_chains=6, rank_levels=4, rank_chains=5, rank_max_t=0.7)
-    result = search(
+    result, shown = search(
         engine,
         None,
         TARGETS,
@@ -284,12 +285,12 @@ def test_search_counts_what_a_loop_over_all_chains_counts(engine, tmp_path):
     assert 0 < few < some < many
     assert result.evaluations == work.num_steps
     # Pictures are of the member's ranking chain 0 at every ranking level.
-    assert result.shown_target.tolist() == [0] * 4
-    assert result.shown_level.tolist() == sorted({level for _, phase, level in expected if phase == 0})
-    shown = np.stack([images[0, level, 0] for level in result.shown_level])
-    np.testing.assert_array_equal(result.shown_end, to_bytes(shown))
-    np.testing.assert_array_equal(result.shown_detected, (shown[:, 0, :2, 0] > 0.3).all(axis=1))
-    assert 0 < result.shown_detected.sum()
+    assert shown.target.tolist() == [0] * 4
+    assert shown.level.tolist() == sorted({level for _, phase, level in expected if phase == 0})
+    ends = np.stack([images[0, level, 0] for level in shown.level])
+    np.testing.assert_array_equal(shown.end, to_bytes(ends))
+    np.testing.assert_array_equal(shown.detected, (ends[:, 0, :2, 0] > 0.3).all(axis=1))
+    assert 0 < shown.detected.sum()
 
 
 def test_a_shown_query_image_is_where_its_chain_starts():
@@ -300,11 +301,11 @@ def test_a_shown_query_image_is_where_its_chain_starts():
     shown = [(2, 12), (0, 1), (0, 7)]
     work = rank_work(SearchSettings(rank_levels=12, rank_chains=2), GRID, 3)
     result = count_returns(engine, None, TARGETS, jit_detect, work, threshold=0.5, shown=shown, key=jax.random.key(3))
-    assert [*zip(result.shown_target.tolist(), result.shown_level.tolist(), strict=True)] == shown
+    assert [*zip(result.shown.target.tolist(), result.shown.level.tolist(), strict=True)] == shown
     # Compiled together with other code, the last bit may be rounded otherwise.
-    assert np.abs(result.shown_start.astype(int) - result.shown_end).max() <= 1
-    assert np.abs(result.shown_start[1] - to_bytes(TARGETS[0]).astype(int)).max() <= 2  # level 1 is next to no noise
-    assert np.ptp(result.shown_start[0]) > 20
+    assert np.abs(result.shown.start.astype(int) - result.shown.end).max() <= 1
+    assert np.abs(result.shown.start[1] - to_bytes(TARGETS[0]).astype(int)).max() <= 2  # level 1 is next to no noise
+    assert np.ptp(result.shown.start[0]) > 20
 
 
 def test_few_chains_are_shown():
@@ -336,7 +337,7 @@ def test_search_work_gives_members_and_controls_the_same_ranking_chains():
 
 def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
     settings = CountSettings(num_samples=150, sensitivity_chains=9)
-    result = count(
+    result, pictures = count(
         engine,
         None,
         TARGETS,
@@ -371,21 +372,24 @@ def test_count_counts_what_a_loop_over_all_samples_counts(engine, tmp_path):
     low = [image for (target, _, _), image in images.items() if target != NO_TARGET]
     assert len(low) == 27
     hits = np.flatnonzero(first & heads[:, :2].any(axis=1))[:8]
-    np.testing.assert_array_equal(result.hits, np.stack([plain[c] for c in hits]))  # lowest numbers, in order
-    np.testing.assert_array_equal(result.samples, np.stack([plain[c] for c in range(16)]))
+    np.testing.assert_array_equal(pictures.hits, np.stack([plain[c] for c in hits]))  # lowest numbers, in order
+    np.testing.assert_array_equal(pictures.samples, np.stack([plain[c] for c in range(16)]))
     np.testing.assert_allclose(
-        result.hit_mse[0], np.mean((plain[hits[0]] - TARGETS[result.hit_target[0]]) ** 2), rtol=1e-5
+        result.hits[0].mse, np.mean((plain[hits[0]] - TARGETS[result.hits[0].target]) ** 2), rtol=1e-5
     )
 
 
 def test_looks_count_the_same_samples_and_the_one_that_decides_is_the_last(engine, tmp_path):
     common = {"num_members": 2, "threshold": 0.5, "key": jax.random.key(6)}
-    whole = count(engine, None, TARGETS, jit_detect, CountSettings(num_samples=150, sensitivity_chains=9), **common)
+    whole, pictures = count(
+        engine, None, TARGETS, jit_detect, CountSettings(num_samples=150, sensitivity_chains=9), **common
+    )
     looks = CountSettings(num_samples=150, looks=(40, 90, 150), sensitivity_chains=9)
-    found = count(engine, None, TARGETS, jit_detect, looks, path=tmp_path / "c.npz", **common)
-    for name in ("num_detected", "sensitivity_detected", "hits", "samples", "near_misses", "near_mse"):
+    found, kept = count(engine, None, TARGETS, jit_detect, looks, path=tmp_path / "c.npz", **common)
+    for name in ("num_detected", "sensitivity_detected", "hits", "near_misses"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
-    assert found.looks.tolist() == [40, 90, 150]
+    np.testing.assert_equal(kept._asdict(), pictures._asdict())
+    assert found.looks == [40, 90, 150]
     np.testing.assert_array_equal(found.looks_detected[-1], whole.num_detected)
     asked = []
 
@@ -393,20 +397,21 @@ def test_looks_count_the_same_samples_and_the_one_that_decides_is_the_last(engin
         asked.append(counts.tolist())
         return len(asked) == 2
 
-    early = count(engine, None, TARGETS, jit_detect, looks, decided=decided, path=tmp_path / "d.npz", **common)
+    early, hits = count(engine, None, TARGETS, jit_detect, looks, decided=decided, path=tmp_path / "d.npz", **common)
     assert early.num_samples == 90
     assert asked == found.looks_detected[:2].tolist()
-    few = count(engine, None, TARGETS, jit_detect, CountSettings(num_samples=90, sensitivity_chains=9), **common)
+    few, same = count(engine, None, TARGETS, jit_detect, CountSettings(num_samples=90, sensitivity_chains=9), **common)
     np.testing.assert_array_equal(early.num_detected, few.num_detected)
-    np.testing.assert_array_equal(early.hits, few.hits)
+    np.testing.assert_array_equal(hits.hits, same.hits)
+    assert early.hits == few.hits
     # What an interrupted count had seen is not counted twice.
-    again = count(engine, None, TARGETS, jit_detect, looks, path=tmp_path / "c.npz", **common)
+    again, _ = count(engine, None, TARGETS, jit_detect, looks, path=tmp_path / "c.npz", **common)
     np.testing.assert_array_equal(again.looks_detected, found.looks_detected)
 
 
 def test_only_searched_targets_have_chains(engine):
     settings = CountSettings(num_samples=20, sensitivity_chains=9)
-    found = count(
+    found, _ = count(
         engine, None, TARGETS, jit_detect, settings, num_members=1, num_searched=2, threshold=0.5, key=jax.random.key(6)
     )  # fmt: skip
     assert found.sensitivity_detected.shape == (2,)
@@ -429,7 +434,7 @@ def test_discs_that_teach_can_be_seen():
 
 def test_the_nearest_misses_are_those_of_a_loop_over_all_samples(engine):
     settings = CountSettings(num_samples=150, sensitivity_chains=9)
-    result = count(
+    result, pictures = count(
         engine, None, TARGETS, jit_detect, settings, num_members=2, threshold=0.5, key=jax.random.key(6)
     )  # fmt: skip
     images = everything(engine, count_work(settings, GRID, 2), 6)
@@ -441,13 +446,14 @@ def test_the_nearest_misses_are_those_of_a_loop_over_all_samples(engine):
             row = int(np.argmin(squares))
             misses.append((squares[row], chain, row, min(scores[0], scores[1 + row]), image))
     misses = sorted(misses, key=lambda miss: miss[:2])[:KEPT_MISSES]
-    np.testing.assert_array_equal(result.near_misses, [miss[-1] for miss in misses])
-    assert result.near_target.tolist() == [miss[2] for miss in misses]
-    np.testing.assert_allclose(result.near_mse, [miss[0] for miss in misses], rtol=1e-12)
-    np.testing.assert_allclose(result.near_score, [miss[3] for miss in misses], rtol=1e-6)
+    np.testing.assert_array_equal(pictures.near_misses, [miss[-1] for miss in misses])
+    near = result.near_misses
+    assert [one.target for one in near] == [miss[2] for miss in misses]
+    np.testing.assert_allclose([one.mse for one in near], [miss[0] for miss in misses], rtol=1e-12)
+    np.testing.assert_allclose([one.score for one in near], [miss[3] for miss in misses], rtol=1e-6)
     mae = [np.mean(np.abs(miss[-1] - TARGETS[miss[2]])) for miss in misses]
-    np.testing.assert_allclose(result.near_mae, mae, rtol=1e-6)
-    assert result.near_mse[0] < result.near_mse[-1]
+    np.testing.assert_allclose([one.mae for one in near], mae, rtol=1e-6)
+    assert near[0].mse < near[-1].mse
 
 
 def test_equally_near_misses_are_kept_by_chain_number_in_any_order_of_arrival():
@@ -458,16 +464,15 @@ def test_equally_near_misses_are_kept_by_chain_number_in_any_order_of_arrival():
         still = make_engine(lambda _, dead=dead: dead, GRID, (2, 2, 1), EngineSettings(slots, 5))
         for num_samples in (40, 5):
             settings = CountSettings(num_samples=num_samples, sensitivity_chains=1)
-            result = count(
+            result, pictures = count(
                 still, None, TARGETS[::-1], jit_detect, settings, num_members=3, threshold=0.5, key=jax.random.key(0)
             )  # fmt: skip
             found.append(result)
-            assert len(result.near_misses) == min(num_samples, KEPT_MISSES)
-            assert set(result.near_target.tolist()) == {0}
-            np.testing.assert_allclose(result.near_mse, 0.01, rtol=1e-6)
-            np.testing.assert_allclose(result.near_mae, 0.1, rtol=1e-6)
+            assert len(result.near_misses) == len(pictures.near_misses) == min(num_samples, KEPT_MISSES)
+            for miss in result.near_misses:
+                assert (miss.target, miss.mse, miss.mae) == (0, pytest.approx(0.01), pytest.approx(0.1))
     assert len(found[0].hits) == 0
-    assert found[0].near_mse.tolist() == found[2].near_mse.tolist()
+    assert found[0].near_misses == found[2].near_misses
 
 
 def test_sensitivity_level_is_below_one_grey_level():

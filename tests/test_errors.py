@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax.audit.summary import audit_auditor
+from fpjax.audit.detection import audit_auditor
 from fpjax.audit.verdict import AuditSettings
 from fpjax.core.errors import RequestError
 from fpjax.core.metrics import MetricsLog
@@ -13,13 +13,10 @@ from fpjax.data.fingerprint import FINGERPRINT_VALUE
 from fpjax.detectors.base import as_detect_fn, check_scores, detect_all
 from fpjax.detectors.evaluation import (
     ROC_THRESHOLDS,
-    add_residue,
+    Residue,
     conditions,
     count_above,
-    describe_errors,
     measure_errors,
-    residue_roc,
-    residue_tally,
 )
 from fpjax.detectors.settings import ClassifierSettings
 from fpjax.diffusion.grid import time_grid
@@ -28,7 +25,8 @@ from fpjax.diffusion.sampling import SAMPLERS
 from fpjax.diffusion.sde import SubVP
 from fpjax.engine import resume
 from fpjax.engine.chains import EngineSettings, make_engine
-from fpjax.studies.count import CountSettings, audit_oracle, count
+from fpjax.studies.count import CountSettings, count
+from fpjax.studies.memoriser import audit_oracle
 
 SIDE, RADIUS = 12, 2
 
@@ -103,11 +101,11 @@ def test_pictures_are_the_errors_themselves(measured):
 
 
 def test_errors_are_plain_counts(measured):
-    content = describe_errors(measured[0])
-    assert len(content["roc"]) == 11
-    for roc in content["roc"]:
-        assert roc["positives_above"].dtype.kind == roc["negatives_above"].dtype.kind == "i"
-        assert (np.diff(roc["positives_above"]) <= 0).all()
+    errors = measured[0]
+    assert len(errors.roc) == 11
+    for roc in errors.roc:
+        assert roc.positives_above.dtype.kind == roc.negatives_above.dtype.kind == "i"
+        assert (np.diff(roc.positives_above) <= 0).all()
 
 
 def test_conditions_do_what_they_say():
@@ -133,23 +131,22 @@ def test_residue_is_counted_alike_in_any_blocks():
     own = rng.integers(0, 3, 50)
 
     def tallied(cuts):
-        tally = residue_tally()
+        tally = Residue.zeros()
         for rows in np.split(np.arange(50), cuts):
-            add_residue(tally, fingerprint[rows], identity[rows], own[rows], threshold=0.5)
-        return residue_roc(tally)
+            tally.add(fingerprint[rows], identity[rows], own[rows], threshold=0.5)
+        return tally.roc()
 
     mark, who, both = tallied([])
     for other, roc in zip(tallied([0, 7, 30]), (mark, who, both), strict=True):
-        for name, value in roc.items():
-            np.testing.assert_array_equal(other[name], value)
-    assert (mark["num_positives"], mark["num_negatives"]) == (50, 0)
+        np.testing.assert_equal(vars(other), vars(roc))
+    assert (mark.num_positives, mark.num_negatives) == (50, 0)
     own_scores = [identity[i, own[i]] for i in range(50)]
     others = [identity[i, j] for i in range(50) for j in range(3) if j != own[i]]
-    assert (who["num_positives"], who["num_negatives"], who["num_images"]) == (50, 100, 50)
-    assert who["missed"] == sum(score <= 0.5 for score in own_scores)
-    assert who["negatives_above"][20] == sum(score > ROC_THRESHOLDS[20] for score in others)
+    assert (who.num_positives, who.num_negatives, who.num_images) == (50, 100, 50)
+    assert who.missed == sum(score <= 0.5 for score in own_scores)
+    assert who.negatives_above[20] == sum(score > ROC_THRESHOLDS[20] for score in others)
     joint = [min(a, b) for a, b in zip(own_scores, fingerprint, strict=True)]
-    assert both["missed"] == sum(score <= 0.5 for score in joint)
+    assert both.missed == sum(score <= 0.5 for score in joint)
 
 
 # Detectors of any make
@@ -215,7 +212,7 @@ def test_any_function_is_a_detector_of_chains(memoriser):
     settings = CountSettings(num_samples=50, sensitivity_chains=8)
     common = {"num_members": 1, "threshold": 0.5, "key": jax.random.key(1)}
     found, same = (
-        count(engine, jnp.asarray(train), targets, d, settings, **common) for d in (detect, by_distance(targets))
+        count(engine, jnp.asarray(train), targets, d, settings, **common)[0] for d in (detect, by_distance(targets))
     )
     np.testing.assert_array_equal(found.num_detected, same.num_detected)
     np.testing.assert_array_equal(found.sensitivity_detected, same.sensitivity_detected)
@@ -261,20 +258,19 @@ def test_the_auditor_is_found_out(memoriser, tmp_path, kind):
         "yes": jax.jit(lambda x: (jnp.ones(len(x)), jnp.ones((len(x), 3)))),
     }[kind]
     common = {"num_members": 1, "threshold": 0.5, "log": MetricsLog(tmp_path / "m.jsonl"), "key": jax.random.key(1)}
-    settings = CountSettings(num_samples=400, sensitivity_chains=64, oracle_samples=600)
-    oracle = audit_oracle(engine, train, targets, detect, settings, path=tmp_path / "o.npz", **common)
-    counted = count(
+    settings = CountSettings(num_samples=400, sensitivity_chains=64)
+    oracle = audit_oracle(engine, train, targets, detect, num_samples=600, path=tmp_path / "o.npz", **common)
+    counted, pictures = count(
         engine, jnp.asarray(train), targets, detect, settings, thresholds=(0.9,), path=tmp_path / "c.npz", **common
     )
-    content = {**counted._asdict(), "oracle": oracle._asdict()}
     # Two held-out targets give p >= 1/3.
     levels = AuditSettings(level=0.7, count_level=0.35, t50_level=0.35)
-    memorised, controls = audit_auditor(content, levels, members=1)
+    memorised, controls = audit_auditor(counted, oracle, levels, members=1)
     assert memorised.possible
     assert memorised.vetoes
     assert memorised.passed == (kind == "right")
     assert not controls.vetoes
-    assert not audit_auditor(content, AuditSettings(), members=1)[0].possible
+    assert not audit_auditor(counted, oracle, AuditSettings(), members=1)[0].possible
     hits, low = {"right": (None, 64), "blind": (0, 0), "yes": (400, 64)}[kind]
     assert hits is None or counted.num_detected.tolist() == [hits] * 3
     assert oracle.reproduced[0] > 20
@@ -282,10 +278,10 @@ def test_the_auditor_is_found_out(memoriser, tmp_path, kind):
     # Chains from low levels come back, also those of targets that nothing was trained on.
     assert counted.sensitivity_detected[0] == low
     assert counted.sensitivity_detected_at.shape == (3, 1)
-    assert counted.roc[2]["num_positives"] == 3 * 64
-    assert len(counted.errors["control"]) == (8 if kind == "yes" else 0)
-    assert len(counted.errors["missed"]) == (8 if kind == "blind" else 0) or kind == "right"
-    assert (counted.errors["fingerprint_only"].size, counted.errors["identity_only"].size) == (
+    assert counted.roc[2].num_positives == 3 * 64
+    assert len(pictures.errors["control"]) == (8 if kind == "yes" else 0)
+    assert len(pictures.errors["missed"]) == (8 if kind == "blind" else 0) or kind == "right"
+    assert (pictures.errors["fingerprint_only"].size, pictures.errors["identity_only"].size) == (
         (0, 0) if kind != "right" else (8 * 4, 0)
     )
 
@@ -305,9 +301,8 @@ def test_an_interrupted_oracle_is_that_of_its_threshold(memoriser, tmp_path, mon
 
     def run(threshold, log=None):
         detect = jax.jit(lambda x: (jnp.ones(len(x)), jnp.full((len(x), 3), 0.7)))
-        settings = CountSettings(num_samples=1, oracle_samples=600)
         common = {"num_members": 1, "threshold": threshold, "key": jax.random.key(1)}
-        return audit_oracle(engine, train, targets, detect, settings, path=tmp_path / "o.npz", log=log, **common)
+        return audit_oracle(engine, train, targets, detect, num_samples=600, path=tmp_path / "o.npz", log=log, **common)
 
     with pytest.raises(KeyboardInterrupt):
         run(0.9, log=Stopping())

@@ -14,7 +14,7 @@ from fpjax.core import metrics, store
 from fpjax.core.errors import RequestError
 from fpjax.run import pipeline
 from fpjax.run.config import make_config
-from fpjax.run.workdir import Run
+from fpjax.run.stages import open_job
 
 from .conftest import RESULTS, ROOT, launch
 from .test_config import config_of
@@ -212,7 +212,7 @@ def test_checkpoints_cut_short_or_flipped_are_named(smoke, environment, tmp_path
         for changed in (content[: len(content) // 2], bad) if content else (bad,):
             shutil.copytree(smoke[0], workdir)
             (workdir / file).write_bytes(changed)
-            run = Run(make_config(config_of("smoke")), workdir)
+            run = open_job(make_config(config_of("smoke")), workdir)
             refused = refusal(lambda run: run.score_params, run)
             assert refused.startswith("checkpoint at step 60, "), file
             assert f"fix: delete {file.parents[len(file.parents) - 4]}" in refused

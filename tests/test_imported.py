@@ -11,14 +11,15 @@ import pytest
 
 from fpjax.core.compilation import jit_once
 from fpjax.core.images import to_model
+from fpjax.core.records import from_content, to_content
 from fpjax.core.store import read_json
-from fpjax.diffusion.pretrained.imported import describe_imported, file_digests, parse_imported, read_imported
+from fpjax.diffusion.pretrained.imported import Imported, file_digests, read_imported
 from fpjax.diffusion.pretrained.weights import read_params, write_model
 from fpjax.diffusion.sde import DiscreteVP, SubVP
 from fpjax.models.unet import UNet, UNetSettings
-from fpjax.run import benchmark, pipeline
+from fpjax.run import pipeline, timing
 from fpjax.run.config import make_config
-from fpjax.run.workdir import Run
+from fpjax.run.stages import classifiers, likelihood, open_job, score
 
 from .test_config import config_of
 
@@ -122,7 +123,7 @@ def test_what_was_imported_is_recorded_by_digest_and_without_its_path(finished, 
 
 def test_the_stored_weights_are_the_files(finished, source):
     run, config = finished
-    stored = Run(make_config(config), run).score_params
+    stored = open_job(make_config(config), run).score_params
     original = read_params(source / "model", read_imported(source / "model").architecture)
     jax.tree.map(np.testing.assert_array_equal, stored, original)
 
@@ -142,14 +143,14 @@ def test_another_model_or_none_in_the_same_directory_is_refused(finished, source
 def test_a_model_without_a_scheduler_is_one_of_the_config(source, tmp_path):
     shutil.copytree(source / "model", tmp_path / "model")
     (tmp_path / "model" / "scheduler_config.json").unlink()
-    run = Run(make_config(config_for(source, model=tmp_path / "model")), tmp_path / "run")
+    run = open_job(make_config(config_for(source, model=tmp_path / "model")), tmp_path / "run")
     assert run.process == SubVP()
     assert run.imported.prediction == "epsilon"
 
 
 def test_descriptions_survive_json(source):
     imported = read_imported(source / "model")
-    again = parse_imported(json.loads(json.dumps(describe_imported(imported))))
+    again = from_content(Imported, json.loads(json.dumps(to_content(imported))))
     assert again == imported
     assert again.process(SubVP()) == DiscreteVP(tuple(np.linspace(0.005, 0.6, 20).tolist()))
     assert again.prediction == "sample"
@@ -218,9 +219,10 @@ def test_the_check_of_an_imported_model_times_no_training(source, tmp_path, caps
 
     def time_call(function, *args, batch):
         timed.append(jax.eval_shape(function, *args))
-        return benchmark.Timing(batch, 0.1, 1.0, 1.0, 1)
+        return timing.Timing(batch, 0.1, 1.0, 1.0, 1)
 
-    monkeypatch.setattr(benchmark, "time_call", time_call)
+    for stage in (classifiers, likelihood, score):
+        monkeypatch.setattr(stage, "time_call", time_call)
     pipeline.main(config_for(source), workdir=str(tmp_path / "run"), stages=["check"])
     out, _ = capsys.readouterr()
     assert len(timed) == 3

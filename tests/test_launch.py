@@ -40,7 +40,7 @@ def test_results_are_plain_counts_without_times_paths_or_users(smoke):
     for name in (*RESULTS, "config.json", "report.json"):
         text = (workdir / name).read_text()
         content = json.loads(text)
-        assert content["schema_version"] == 3
+        assert content["schema_version"] == 4
         assert "wall_s" not in text
         assert "directory" not in content.get("config", {}).get("data", {})
     # No file names a path outside the run, a machine or a user; images lie in samples/, figures/ and report.html alone.
@@ -184,7 +184,7 @@ def test_damaged_files_of_a_run_are_named(smoke, environment, tmp_path):
     good = (workdir / "search.json").read_bytes()
     for content, message in (
         (good[:50], "search.json: got an unreadable file"),
-        (good.replace(b'"schema_version": 3', b'"schema_version": 99'), "schema version 99"),
+        (good.replace(b'"schema_version": 4', b'"schema_version": 99'), "schema version 99"),
     ):
         (workdir / "search.json").write_bytes(content)
         done = launch(environment, f"--workdir={workdir}")

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from fpjax.core import store
-from fpjax.run import benchmark, preflight
+from fpjax.run import benchmark, preflight, timing
 from fpjax.run.config import make_config
-from fpjax.run.workdir import Run
+from fpjax.run.stages import open_job
+from fpjax.run.stages.likelihood import num_densities
 
 from .conftest import launch
 from .test_config import config_of
@@ -19,10 +20,7 @@ def findings(tmp_path, **sections):
     config = config_of("smoke")
     for section, values in sections.items():
         config[section].update(values)
-    run = Run(make_config(config), tmp_path / "run")
-    candidates, content = run.data
-    examined = preflight.examine(run.config, candidates, run.planted, content["identity"], run.grid)
-    return {f.what: f for f in examined}
+    return {finding.what: finding for finding in preflight.examine(open_job(make_config(config), tmp_path / "run"))}
 
 
 def test_tests_need_enough_held_out_targets(tmp_path):
@@ -69,25 +67,25 @@ def test_disc_and_data_findings(tmp_path):
 
 
 def test_timing_counts_what_was_asked_for():
-    timing = benchmark.time_call(lambda a: a @ a, jnp.ones((64, 64)), batch=64)
-    assert timing.flops == pytest.approx(2 * 64**3, rel=0.05)
-    assert timing.bytes >= 2 * 4 * 64 * 64
-    assert timing.per_second == pytest.approx(64 / timing.seconds)
+    found = timing.time_call(lambda a: a @ a, jnp.ones((64, 64)), batch=64)
+    assert found.flops == pytest.approx(2 * 64**3, rel=0.05)
+    assert found.bytes >= 2 * 4 * 64 * 64
+    assert found.per_second == pytest.approx(64 / found.seconds)
 
 
 def test_memory_grows_by_what_the_batch_adds():
-    timing = benchmark.Timing(8, 1.0, 0.0, 1.0, bytes=1000, temp_bytes=800)
-    assert timing.bytes_for(8) == 1000
-    assert timing.bytes_for(16) == 1800
-    assert benchmark.duration(float("inf")) == "never, for want of memory"
+    found = timing.Timing(8, 1.0, 0.0, 1.0, bytes=1000, temp_bytes=800)
+    assert found.bytes_for(8) == 1000
+    assert found.bytes_for(16) == 1800
+    assert timing.duration(float("inf")) == "never, for want of memory"
 
 
 def test_predictions_scale_with_the_work(tmp_path):
     config = config_of("smoke")
-    run = Run(make_config(config), tmp_path / "run")
+    run = open_job(make_config(config), tmp_path / "run")
     timings = dict.fromkeys(
         ("evaluation", "training", "classifier training", "detection", "density"),
-        benchmark.Timing(10, 1.0, 0.0, 1.0, 0),
+        timing.Timing(10, 1.0, 0.0, 1.0, 0),
     )
     before = benchmark.predict(run, timings)
     assert before["score"][0] == pytest.approx(60 * config.score.batch_size / 10 / jax.local_device_count())
@@ -97,7 +95,7 @@ def test_predictions_scale_with_the_work(tmp_path):
     assert after["score"][0] == pytest.approx(2 * before["score"][0])
     assert after["count"] == before["count"]
     # Two members, their originals, two held-out targets; neighbours; training; held out; generated.
-    assert benchmark.num_densities(run) == 6 + 4 + 2 + 4 + 3
+    assert num_densities(run) == 6 + 4 + 2 + 4 + 3
 
 
 @pytest.mark.slow

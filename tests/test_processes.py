@@ -16,6 +16,7 @@ import pytest
 
 from fpjax.core.errors import RequestError
 from fpjax.core.processes import connect, gather
+from fpjax.core.records import to_content
 from fpjax.core.store import read_arrays
 from fpjax.engine.work import make_work
 from fpjax.studies.count import CountSettings, count
@@ -43,10 +44,9 @@ def tallies(directory=None):
     shown = [(1, 2), (0, 20), (0, 1)]
     found = count_returns(engine, None, TARGETS, detect, work, thresholds=(0.8,), shown=shown, path=paths[0], **common)
     settings = CountSettings(num_samples=41, sensitivity_chains=5)
-    counted = count(engine, None, TARGETS, detect, settings, num_members=1, path=paths[1], **common)
-    everything = {f"{i}.{name}": v for i, r in enumerate((found, counted)) for name, v in r._asdict().items()}
-    nested = [everything.pop("1.errors"), *everything.pop("1.roc")]
-    return everything | {f"1.{i}.{name}": v for i, part in enumerate(nested) for name, v in part.items()}
+    counted, pictures = count(engine, None, TARGETS, detect, settings, num_members=1, path=paths[1], **common)
+    leaves = jax.tree_util.tree_flatten_with_path((found, to_content(counted), pictures))[0]
+    return {jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in leaves}
 
 
 _SCRIPT = """

@@ -11,8 +11,8 @@ from configs import smoke as smoke_config
 from fpjax.core.errors import RequestError
 from fpjax.data.plant import held_out_rows
 from fpjax.data.source import image_digests
-from fpjax.run import pipeline
 from fpjax.run.config import make_config
+from fpjax.run.stages import open_job
 
 from .conftest import launch
 
@@ -23,7 +23,7 @@ def run_of(workdir, **changes):
     for name, value in changes.items():
         section, field = name.split("__")
         config[section][field] = value
-    return pipeline.Run(make_config(config), workdir)
+    return open_job(make_config(config), workdir)
 
 
 def test_another_runs_classifiers_are_used_for_another_training_set(smoke, environment, tmp_path):
@@ -40,7 +40,9 @@ def test_another_runs_classifiers_are_used_for_another_training_set(smoke, envir
     data = [json.loads((tmp_path / name / "data.json").read_text()) for name in ("first", "second")]
     assert [each["membership"]["num_train"] for each in (first, second)] == [8, 5]
     assert data[0]["sha256"]["targets"] == data[1]["sha256"]["targets"]
-    assert second["weights_sha256"] == first["weights_sha256"] == second["reused"]["weights_sha256"]
+    assert (
+        second["trained"]["weights_sha256"] == first["trained"]["weights_sha256"] == second["reused"]["weights_sha256"]
+    )
     assert second["reused"]["data_digest"] == data[0]["digest"]
     # The same detectors on the same held-out images, which neither model was trained on, err alike.
     assert second["errors"] == first["errors"]

@@ -33,7 +33,7 @@ from fpjax.audit.verdict import (
 from fpjax.core.errors import RequestError
 from fpjax.studies.count import CountSettings
 
-from .simulator import DESIGNS, NULLS, World, answers, count_power, draw, kinds, old_answers, old_leak_p
+from .benchmarks.simulator import DESIGNS, NULLS, World, answers, count_power, draw, kinds, old_answers, old_leak_p
 
 Z = 4.5
 SETTINGS = AuditSettings()

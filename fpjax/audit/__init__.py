@@ -6,7 +6,6 @@ from .results import Curve as Curve
 from .results import Detector as Detector
 from .results import Gate as Gate
 from .results import Heads as Heads
-from .results import Likeness as Likeness
 from .results import MemberNll as MemberNll
 from .results import NllDiagnostics as NllDiagnostics
 from .results import NllGroup as NllGroup
@@ -15,5 +14,4 @@ from .results import RocCurve as RocCurve
 from .results import Sensitivity as Sensitivity
 from .results import TargetResult as TargetResult
 from .summary import ASSUMPTION as ASSUMPTION
-from .summary import audit_auditor as audit_auditor
 from .summary import make_audit as make_audit

@@ -3,6 +3,13 @@
 import dataclasses
 from typing import Any
 
+from ..data.plant import DataResult
+from ..detectors.results import ClassifiersResult
+from ..diffusion.results import ScoreResult
+from ..studies.bound import BoundResult
+from ..studies.likelihood import LikelihoodResult
+from ..studies.search import SearchResult
+from ..studies.tally import CountResult, Likeness
 from .canaries import CanaryResult
 from .verdict import (
     AuditSettings,
@@ -220,13 +227,16 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True)
-class Likeness:
-    """How far a plain sample is from a member, pixel by pixel, in model range."""
+class StageResults:
+    """What the audit is made of: the stages' results."""
 
-    target: int  # row of the member
-    mse: float
-    mae: float
-    score: float | None  # joint score as that member; None: above the threshold
+    data: DataResult
+    classifiers: ClassifiersResult
+    score: ScoreResult
+    count: CountResult
+    search: SearchResult
+    likelihood: LikelihoodResult | None = None  # None: not run, as the next
+    bound: BoundResult | None = None
 
 
 @dataclasses.dataclass(frozen=True)

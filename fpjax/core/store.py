@@ -19,7 +19,7 @@ import numpy as np
 
 from .errors import RequestError, check
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def _write_whole(path: Path, write: Any) -> None:

@@ -29,8 +29,8 @@ def check_disc(height: int, width: int, radius: int) -> None:
     >>> check_disc(28, 8, 4)
     Traceback (most recent call last):
     ...
-    fpjax.core.errors.RequestError: fingerprint radius: got 4 for images of 28x8 pixels, expected 1 to 3; fix: use larger \
-images or a smaller disc
+    fpjax.core.errors.RequestError: fingerprint radius: got 4 for images of 28x8 pixels, expected 1 to 3; fix: use \
+larger images or a smaller disc
     """
     largest = (min(height, width) - 1) // 2
     check(

@@ -5,6 +5,7 @@ looked at.
 """
 
 import collections
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -15,7 +16,6 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from ..core.errors import check
-from ..core.store import SCHEMA_VERSION
 from .files import SPLITS
 from .fingerprint import FINGERPRINT_BYTE, check_disc, disc_mask, disc_radius, stamp
 from .source import DataSettings, Splits, image_digests
@@ -86,6 +86,69 @@ class Planted(NamedTuple):
     rows: Int[np.ndarray, " targets"]
     num_members: int
     num_controls: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What images these are, the same on every machine; counts and digests by split."""
+
+    source: str
+    name: str
+    alike: list[str]  # splits from which targets are drawn
+    sha256: dict[str, str]
+    image_shape: list[int]
+    repeat_grey: bool
+    num_images: dict[str, int]
+    surplus_copies: dict[str, int]
+    shared_images: dict[str, int]  # by pair of splits
+    drawn: dict[str, float] | None  # fraction of each split that was drawn from train, and the seed
+    groups: dict[str, Any] | None  # their number by split, and the digest of who belongs together
+    details: dict[str, Any]  # what the source says of itself: its checksum, its seeds
+
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> "Identity":
+        """Of `Splits.identity`, in which what was not done is left out."""
+        names = [field.name for field in dataclasses.fields(cls)][:-1]
+        details = {name: value for name, value in said.items() if name not in names}
+        return cls(**{name: said.get(name) for name in names}, details=details)  # pyright: ignore[reportArgumentType]
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetOrigin:
+    """Where a target comes from and where its disc lies; see `Target`."""
+
+    split: str
+    index: int
+    center: list[int]
+    radius: int
+    contrast: int
+    copies_removed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DataResult:
+    """The content of data.json: integers, strings and booleans, the same on every machine, and without membership."""
+
+    identity: Identity
+    seed: int
+    num_images: dict[str, int]  # targets, rest, val, test
+    sha256: dict[str, str]  # of the same
+    fingerprint_byte: int | None  # None: nothing is stamped
+    min_contrast: int | None
+    passed_over: int  # images on which no disc has that contrast
+    targets: list[TargetOrigin]
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """Who is trained on: `rows` are the targets' rows in data.json, members first, then search and count controls."""
+
+    rows: list[int]
+    num_members: int
+    num_controls: int
+    num_train: int
+    train_sha256: str
+    canaries: int  # 0: members are no canaries
 
 
 def plant(splits: Splits, settings: DataSettings) -> Candidates:
@@ -261,42 +324,42 @@ def held_out_rows(candidates: Candidates) -> Int[np.ndarray, " n"]:
     return np.asarray(rows, int)
 
 
-def describe(splits: Splits, candidates: Candidates, settings: DataSettings) -> dict[str, Any]:
-    """The content of data.json: integers, strings and booleans, the same on every machine, and without membership."""
+def describe(splits: Splits, candidates: Candidates, settings: DataSettings) -> DataResult:
+    """What data.json says of the planted images."""
     counts = _Index.of(splits).counts
     arrays = {field: getattr(candidates, field) for field in ("targets", "rest", "val", "test")}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "identity": splits.identity,
-        "seed": settings.seed,
-        "num_images": {field: len(array) for field, array in arrays.items()},
-        "sha256": {field: hashlib.sha256(array.tobytes()).hexdigest() for field, array in arrays.items()},
-        "fingerprint_byte": FINGERPRINT_BYTE if settings.stamp else None,
-        "min_contrast": settings.min_contrast if settings.stamp else None,
-        "passed_over": candidates.passed_over,
-        "targets": [
-            {
-                "split": target.split,
-                "index": target.index,
-                "center": [target.row, target.col],
-                "radius": target.radius,
-                "contrast": target.contrast,
-                "copies_removed": counts[digest] - 1,
-            }
+    return DataResult(
+        identity=Identity.of(splits.identity),
+        seed=settings.seed,
+        num_images={field: len(array) for field, array in arrays.items()},
+        sha256={field: hashlib.sha256(array.tobytes()).hexdigest() for field, array in arrays.items()},
+        fingerprint_byte=FINGERPRINT_BYTE if settings.stamp else None,
+        min_contrast=settings.min_contrast if settings.stamp else None,
+        passed_over=candidates.passed_over,
+        targets=[
+            TargetOrigin(
+                target.split,
+                target.index,
+                [target.row, target.col],
+                target.radius,
+                target.contrast,
+                counts[digest] - 1,
+            )
             for target, digest in zip(candidates.record, image_digests(candidates.originals), strict=True)
         ],
-    }
+    )
 
 
-def describe_membership(planted: Planted) -> dict[str, Any]:
-    """Who is trained on, for a file of its own: `rows` are the targets' rows in data.json, in the order of `record`."""
-    return {
-        "rows": planted.rows.tolist(),
-        "num_members": planted.num_members,
-        "num_controls": planted.num_controls,
-        "num_train": len(planted.train),
-        "train_sha256": hashlib.sha256(planted.train.tobytes()).hexdigest(),
-    }
+def describe_membership(planted: Planted, settings: DataSettings) -> Membership:
+    """Who is trained on, for a file of its own."""
+    return Membership(
+        planted.rows.tolist(),
+        planted.num_members,
+        planted.num_controls,
+        len(planted.train),
+        hashlib.sha256(planted.train.tobytes()).hexdigest(),
+        settings.canaries,
+    )
 
 
 class _Index(NamedTuple):

@@ -10,6 +10,7 @@ how often a head fires in vain. Calibration looks at images of the split val, wh
 `errors` are measured on others.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -37,7 +38,8 @@ class GateImages(NamedTuple):
     marked: Images  # (2 n, h, w, c) the same under fresh discs, and under the disc of some target
 
 
-class Sight(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Sight:
     """Logits of one network at the gate, one of each target: what must be found, and what must not, lies beyond."""
 
     found: Float[np.ndarray, " targets"]
@@ -136,7 +138,8 @@ def look_for_marks(model: nn.Module, variables: Any, images: GateImages, *, targ
     return Sight(lowest_found(own, sensitivity), np.full(targets, silent, np.float32))
 
 
-class Calibration(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Calibration:
     """Thresholds as logits: a score is 1/2 there."""
 
     fingerprint: float

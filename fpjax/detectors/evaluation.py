@@ -6,13 +6,15 @@ trained range and twice as strong, in other tones and blurred, and under random 
 curve is kept as integer counts above fixed thresholds, the same on every machine.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from ..core.compilation import jit_once
 from ..core.images import to_bytes, to_model
@@ -34,7 +36,8 @@ def count_above(scores: np.ndarray) -> np.ndarray:
     return scores.size - np.searchsorted(np.sort(scores, axis=None), ROC_THRESHOLDS, side="right")
 
 
-class Roc(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Roc:
     """Counts of one decision under one condition: positives that should be found, negatives that should not."""
 
     decision: str
@@ -42,8 +45,8 @@ class Roc(NamedTuple):
     num_positives: int
     num_negatives: int  # scores; each image has one for every head that is not its own
     num_images: int  # that the negatives come from
-    positives_above: np.ndarray  # of each of ROC_THRESHOLDS
-    negatives_above: np.ndarray
+    positives_above: Int[np.ndarray, " thresholds"]  # of each of ROC_THRESHOLDS
+    negatives_above: Int[np.ndarray, " thresholds"]
     missed: int  # positives not above the threshold in use
     false_images: int  # images with some negative above it
 
@@ -69,18 +72,19 @@ def make_roc(decision: str, condition: str, positives: np.ndarray, negatives: np
     )
 
 
-class RealErrors(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RealErrors:
     """Measured on real images that no detector and no score model was trained on; integer counts."""
 
     num_images: int
     heads: int
     draws_per_target: int
     roc: list[Roc]
-    false_by_head: np.ndarray  # (heads,) plain images that each head and c_p take for a target
-    false_images_at: np.ndarray  # (thresholds,) images that any of them does, by `classifiers.thresholds`
-    missed_at: np.ndarray  # (thresholds,) draws of the targets under noise that both together miss
-    planted_found: np.ndarray  # (heads,) 1 where the target as planted is found
-    poor_found: np.ndarray  # (heads,) of `draws_per_target` poor copies of each target as planted, those found
+    false_by_head: Int[np.ndarray, " heads"]  # plain images that each head and c_p take for a target
+    false_images_at: Int[np.ndarray, " thresholds"]  # images that any does, by `classifiers.thresholds`
+    missed_at: Int[np.ndarray, " thresholds"]  # draws of the targets under noise that both together miss
+    planted_found: Int[np.ndarray, " heads"]  # 1 where the target as planted is found
+    poor_found: Int[np.ndarray, " heads"]  # of `draws_per_target` poor copies of each target as planted, those found
 
 
 class Pictures(NamedTuple):
@@ -199,63 +203,59 @@ def measure_errors(
     return RealErrors(len(images), heads, draws, roc, **at), Pictures(**kept)
 
 
-def describe_errors(errors: RealErrors) -> dict[str, Any]:
-    """The same for JSON."""
-    return errors._asdict() | {"roc_logits": ROC_LOGITS, "roc": [roc._asdict() for roc in errors.roc]}
-
-
 DECISIONS = (FINGERPRINT, IDENTITY, JOINT)
 
 
-def residue_tally() -> dict[str, np.ndarray]:
-    """Zeros for `add_residue`."""
-    shape = (len(DECISIONS), 2)
-    return {
-        "residue_above": np.zeros((*shape, len(ROC_LOGITS)), np.int64),
-        "residue_total": np.zeros(shape, np.int64),
-        "residue_errors": np.zeros(shape, np.int64),
-        "residue_images": np.zeros((), np.int64),
-    }
+class Residue(NamedTuple):
+    """How the detectors judge what comes back from low levels, decision by decision; integer arrays."""
 
+    above: Int[np.ndarray, "decisions 2 logits"]  # positives and negatives above each of ROC_THRESHOLDS
+    total: Int[np.ndarray, "decisions 2"]
+    errors: Int[np.ndarray, "decisions 2"]  # positives that are missed, images with some negative above the threshold
+    images: Int[np.ndarray, ""]
 
-def add_residue(
-    tally: dict[str, np.ndarray], fingerprint: np.ndarray, identity: np.ndarray, own: np.ndarray, *, threshold: float
-) -> None:
-    """Counts chains that came back to their targets: the own head is to say yes, all others no; each has a mark.
+    @classmethod
+    def zeros(cls) -> "Residue":
+        """Nothing counted yet."""
+        shape = len(DECISIONS), 2
+        above, total, errors = (np.zeros(each, np.int64) for each in ((*shape, len(ROC_LOGITS)), shape, shape))
+        return cls(above, total, errors, np.zeros((), np.int64))
 
-    Args:
-      tally: of `residue_tally`, changed in place.
-      fingerprint: (n,) scores.
-      identity: (n, heads) scores.
-      own: (n,) heads of the targets that the chains started from.
-    """
-    rows = np.arange(len(own))
-    others = np.ones(identity.shape, bool)
-    others[rows, own] = False
-    joint = joint_scores(fingerprint, identity)
-    for i, (positives, negatives) in enumerate(
-        [(fingerprint, identity[:, :0])]
-        + [(scores[rows, own], scores[others].reshape(len(own), identity.shape[1] - 1)) for scores in (identity, joint)]
-    ):
-        roc = make_roc(DECISIONS[i], "", positives, negatives, threshold=threshold)
-        tally["residue_above"][i] += [roc.positives_above, roc.negatives_above]
-        tally["residue_total"][i] += [roc.num_positives, roc.num_negatives]
-        tally["residue_errors"][i] += [roc.missed, roc.false_images]
-    tally["residue_images"] += len(own)
+    def add(self, fingerprint: np.ndarray, identity: np.ndarray, own: np.ndarray, *, threshold: float) -> None:
+        """Counts chains that came back to their targets: the own head is to say yes, all others no; each has a mark.
 
+        Args:
+          fingerprint: (n,) scores.
+          identity: (n, heads) scores.
+          own: (n,) heads of the targets that the chains started from.
+        """
+        rows = np.arange(len(own))
+        others = np.ones(identity.shape, bool)
+        others[rows, own] = False
+        joint = joint_scores(fingerprint, identity)
+        pairs = [(fingerprint, identity[:, :0])]
+        for scores in (identity, joint):
+            pairs.append((scores[rows, own], scores[others].reshape(len(own), identity.shape[1] - 1)))
+        for i, (positives, negatives) in enumerate(pairs):
+            roc = make_roc(DECISIONS[i], "", positives, negatives, threshold=threshold)
+            self.above[i] += [roc.positives_above, roc.negatives_above]
+            self.total[i] += [roc.num_positives, roc.num_negatives]
+            self.errors[i] += [roc.missed, roc.false_images]
+        self.images[...] += len(own)
 
-def residue_roc(tally: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """What was counted, for JSON, in the form of `describe_errors`."""
-    return [
-        Roc._make(
-            [
+    def roc(self) -> list[Roc]:
+        """What was counted, as on real images."""
+        return [
+            Roc(
                 decision,
                 "residue",
-                *tally["residue_total"][i],
-                int(tally["residue_images"]),
-                *tally["residue_above"][i],
-                *tally["residue_errors"][i],
-            ]
-        )._asdict()
-        for i, decision in enumerate(DECISIONS)
-    ]
+                num_positives=int(self.total[i, 0]),
+                num_negatives=int(self.total[i, 1]),
+                num_images=int(self.images),
+                positives_above=self.above[i, 0],
+                negatives_above=self.above[i, 1],
+                missed=int(self.errors[i, 0]),
+                false_images=int(self.errors[i, 1]),
+            )
+            for i, decision in enumerate(DECISIONS)
+        ]

@@ -1,113 +1,91 @@
-"""One audit in one directory: its settings, its files, and what several stages share, made when first asked for."""
+"""The directory of a run: the stages' results, what interrupted stages keep, checkpoints and the log."""
 
-import dataclasses
 import functools
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ..core.checkpoints import Checkpoints
-from ..core.errors import check
-from ..core.images import dequantize, to_bytes, to_model
 from ..core.metrics import MetricsLog
-from ..core.processes import num_processes
-from ..core.store import read_json, tree_digest, write_json
-from ..core.types import Key, ScoreFn
-from ..data.plant import Candidates, Planted, assign, describe, held_out_rows, plant
-from ..data.source import load
-from ..detectors import classifier
-from ..detectors.base import Detector
-from ..detectors.calibration import Calibration
-from ..detectors.examples import DetectorData
-from ..detectors.fitting import init_fit
-from ..detectors.nearest import make_nearest_detector
-from ..diffusion.grid import TimeGrid
-from ..diffusion.oracle import empirical_score_fn
-from ..diffusion.pretrained.imported import Imported, file_digests, parse_imported, read_imported
-from ..diffusion.sampling import make_grid, make_sampler
-from ..diffusion.score import PREDICTIONS, DsmLosses, dsm_losses, make_score_fn
-from ..diffusion.sde import Process
-from ..diffusion.training import TrainState, init_state
-from ..engine.chains import Engine, make_engine, run_chains
-from ..engine.densities import DensityEngine, make_density_engine
-from ..engine.work import NO_TARGET, make_work
-from ..models.unet import UNet
-from .config import Config, describe_config
+from ..core.records import load, save
+from ..core.store import read_json
+from ..core.types import Key
+from ..detectors.results import ClassifiersResult
+from ..diffusion.results import ScoreResult
+from .config import Config
+from .stage import Stage
 
-RESULTS = ("data", "classifiers", "score", "count", "search", "likelihood", "bound")
-# Each stage's random stream. Never renumber: a new stage takes a new number.
-STREAMS = {"data": 0, "score": 1, "classifiers": 2, "count": 3, "search": 4, "likelihood": 5, "bound": 6}
-NEEDS = {
-    "data": (),
-    "classifiers": ("data",),
-    "score": ("data", "classifiers"),
-    "count": ("score", "classifiers"),
-    "search": ("score", "classifiers"),
-    "likelihood": ("score",),
-    "bound": ("score", "search"),
-    "report": RESULTS,
-}
-NUM_GRID = 16  # samples in a grid
-# Files beside STAGE.json without which a stage is not done.
-FILES = {name: (f"samples/{name}.npz",) for name in ("classifiers", "count", "search")}
+Result = TypeVar("Result")
 
 
-class Run:
+class Workdir:
     """Settings, files and shared parts of one audit; a stage's result names the results that it was made from."""
 
-    def __init__(self, config: Config, workdir: Path):
-        self.config, self.workdir = config, workdir
-        self._planted: dict[tuple[int, ...], Planted] = {}
+    def __init__(self, config: Config, workdir: Path, stages: Sequence[Stage]):
+        self.config, self.workdir, self.stages = config, workdir, tuple(stages)
 
-    def path(self, stage: str) -> Path:
+    def stage_of(self, kind: type) -> Stage:
+        """The stage whose result this is."""
+        return next(stage for stage in self.stages if stage.result is kind)
+
+    def path(self, stage: Stage) -> Path:
         """Result file of a stage."""
-        return self.workdir / f"{stage}.json"
+        return self.workdir / f"{stage.name}.json"
 
-    def inputs(self, stage: str) -> dict[str, str]:
+    def has(self, kind: type) -> bool:
+        """Whether a result is there, be it made from other files than are there now."""
+        return self.path(self.stage_of(kind)).is_file()
+
+    def result(self, kind: type[Result]) -> Result:
+        """Result of an earlier stage; RequestError if it is not there."""
+        return load(kind, self.path(self.stage_of(kind)))
+
+    def digest(self, kind: type) -> str:
+        """Of the file of a result; RequestError if it is not there."""
+        return read_json(self.path(self.stage_of(kind)))["digest"]
+
+    def inputs(self, stage: Stage) -> dict[str, str]:
         """Digests of the results that a stage reads, which name those before them; RequestError if one is missing."""
-        return {before: self.result(before)["digest"] for before in NEEDS[stage]}
+        return {self.stage_of(kind).name: self.digest(kind) for kind in stage.needs}
 
-    def made_from(self, stage: str) -> str:
+    def made_from(self, stage: Stage) -> str:
         """Short digest of what a stage reads: in the names of its unfinished work, which serves no other data."""
         return hashlib.sha256(repr(self.inputs(stage)).encode()).hexdigest()[:12]
 
-    def partial(self, stage: str, part: str = "") -> Path:
-        """Where an interrupted stage keeps its state."""
-        return self.workdir / "partial" / f"{stage}{part}-{self.made_from(stage)}.npz"
+    def partial(self, kind: type, part: str = "") -> Path:
+        """Where the stage of this result keeps its state when it is interrupted."""
+        stage = self.stage_of(kind)
+        return self.workdir / "partial" / f"{stage.name}{part}-{self.made_from(stage)}.npz"
 
-    def state(self, stage: str) -> str:
+    def state(self, stage: Stage) -> str:
         """Whether a stage is "to do", "done", or "stale": made from results that are there no longer."""
-        if not all((self.workdir / file).is_file() for file in (f"{stage}.json", *FILES.get(stage, ()))):
+        files = (f"{stage.name}.json", *stage.files)
+        if stage.result is None or not all((self.workdir / file).is_file() for file in files):
             return "to do"
-        made_from = self.result(stage).get("inputs")
-        there = all(self.path(before).is_file() for before in NEEDS[stage])
+        made_from = read_json(self.path(stage)).get("inputs")
+        there = all(self.has(kind) for kind in stage.needs)
         return "done" if there and made_from == self.inputs(stage) else "stale"
 
-    def key(self, stage: str) -> Key:
-        """Root of a stage's draws."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), STREAMS[stage])
+    def key(self, kind: type) -> Key:
+        """Root of the draws of the stage of this result."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), self.stage_of(kind).stream)
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Checkpoints of one network; those trained on other data have another name."""
-        score, stage = self.config.score, "score" if name == "score" else "classifiers"
+        score, kind = self.config.score, ScoreResult if name == "score" else ClassifiersResult
         keep = {"keep_last": score.keep_last, "keep_every": score.keep_every} if name == "score" else {}
-        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{self.made_from(stage)}", **keep)
+        made_from = self.made_from(self.stage_of(kind))
+        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{made_from}", **keep)
 
-    def result(self, stage: str) -> dict[str, Any]:
-        """Result of an earlier stage; RequestError if it is not there."""
-        return read_json(self.path(stage))
-
-    def finish(self, stage: str, content: dict[str, Any]) -> None:
+    def finish(self, result: Any) -> None:
         """Writes a stage's result, then drops what it kept of its way there."""
-        write_json(self.path(stage), {"inputs": self.inputs(stage), **content})
+        stage = self.stage_of(type(result))
+        save(self.path(stage), result, self.inputs(stage))
         # Their names may begin with a dot where a kill came while they were written.
-        for pattern in (f"{stage}*.npz", f".{stage}*.tmp"):
+        for pattern in (f"{stage.name}*.npz", f".{stage.name}*.tmp"):
             for partial in self.workdir.glob(f"partial/{pattern}"):
                 partial.unlink()
 
@@ -116,385 +94,3 @@ class Run:
         """Metrics of every stage."""
         events = self.workdir / "tensorboard" if self.config.report.tensorboard else None
         return MetricsLog(self.workdir / "metrics.jsonl", tensorboard=events)
-
-    @functools.cached_property
-    def data(self) -> tuple[Candidates, dict[str, Any]]:
-        """Planted images, and what data.json says of them; the same from the same seed on any machine."""
-        splits = load(self.config.data)
-        candidates = plant(splits, self.config.data)
-        # As if no target were dropped: too few training images are refused before any compute.
-        planted = assign(candidates, self.config.data)
-        side = planted.train.shape[1:3]
-        settings = self.model.settings
-        factor = settings.downsampling
-        check(
-            all(s % factor == 0 for s in side),
-            "image side",
-            got=f"{side[0]}x{side[1]}",
-            expected=f"multiples of {factor} for the {len(settings.channels)} levels of the model",
-            fix="resize the images or use fewer levels",
-        )
-        if self.imported:
-            architecture = self.imported.architecture
-            for what, got, wanted in (
-                ("image channels", planted.train.shape[3], architecture.channels),
-                ("image side", side, architecture.side or side),
-            ):
-                check(
-                    got == wanted,
-                    what,
-                    got=got,
-                    expected=f"{wanted}, as the model of score.path",
-                    fix="give the images that it was trained on (data.side, data.repeat_grey)",
-                )
-        held_out = candidates.test[held_out_rows(candidates)]
-        for part, name in ((planted.val, "val"), (held_out, "test")):
-            if name == "val" and not self.config.data.stamp:
-                continue
-            got = "no images" if not len(planted.test) or name == "val" else "no image that is not in train or val too"
-            check(len(part) > 0, f"{name} split", got=got, expected="at least one", fix="add held-out images")
-        check(
-            len(candidates.rest) > 0,
-            "train split",
-            got="no image but the targets",
-            expected="others beside them",
-            fix="add images or plant fewer targets",
-        )
-        content = json.loads(json.dumps(describe(splits, candidates, self.config.data)))
-        self._check_reused(content)
-        if self.path("data").is_file():
-            before = self.result("data")
-            check(
-                all(before.get(name) == value for name, value in content.items()),
-                "data",
-                got="other images than in data.json",
-                expected="the ones this run began with",
-                fix="restore the data, or use another --workdir",
-            )
-        return candidates, content
-
-    @property
-    def candidates(self) -> Candidates:
-        """Targets before membership is drawn."""
-        return self.data[0]
-
-    @property
-    def planted(self) -> Planted:
-        """Planted images; before the stage classifiers has said which targets it drops, as if it dropped none."""
-        dropped = self.result("classifiers")["dropped"] if self.path("classifiers").is_file() else []
-        return self.planted_without(dropped)
-
-    def planted_without(self, dropped: Sequence[int]) -> Planted:
-        """Membership drawn among all candidates but these rows."""
-        key = tuple(dropped)
-        if key not in self._planted:
-            self._planted[key] = assign(self.candidates, self.config.data, dropped=key)
-        return self._planted[key]
-
-    @property
-    def num_searched(self) -> int:
-        """Targets that have chains: members and search controls."""
-        return self.planted.num_members + self.planted.num_controls
-
-    @property
-    def min_contrast(self) -> float:
-        """By which discs differ in the mean from what they cover, in model range."""
-        return self.config.data.min_contrast / 128
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(h, w, c)."""
-        return self.candidates.targets.shape[1:]
-
-    @functools.cached_property
-    def grid(self) -> TimeGrid:
-        """The sampler's times."""
-        return make_grid(self.config.sampler, self.process)
-
-    @functools.cached_property
-    def imported(self) -> Imported | None:
-        """The model that is audited instead of a trained one, as score.json or else its directory says."""
-        directory = Path(self.config.score.path)
-        recorded = self.result("score").get("imported") if self.path("score").is_file() else None
-        check(
-            bool(recorded) == bool(self.config.score.path) or not self.path("score").is_file(),
-            f"--workdir={self.workdir.name}",
-            got=f"a run of a model that was {'imported' if recorded else 'trained'}",
-            expected="one as asked for now",
-            fix="give --config.score.path as when it was begun, or choose another --workdir",
-        )
-        if not self.config.score.path:
-            return None
-        if not recorded:
-            return read_imported(directory)
-        check(
-            not directory.is_dir() or file_digests(directory) == recorded["sha256"],
-            "score.path",
-            got="other files than this run began with",
-            expected="the same model, or no directory any more",
-            fix="restore the files, or choose another --workdir",
-        )
-        return parse_imported(recorded)
-
-    @functools.cached_property
-    def process(self) -> Process:
-        """The diffusion that the score network knows."""
-        return self.imported.process(self.config.process) if self.imported else self.config.process
-
-    @functools.cached_property
-    def model(self) -> UNet:
-        """The score network."""
-        settings = self.config.model
-        if self.imported:
-            theirs = self.imported.architecture.settings
-            settings = dataclasses.replace(theirs, dtype=settings.dtype, remat=settings.remat)
-        return UNet(settings)
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Targets in model range, members first."""
-        return to_model(self.planted.targets)
-
-    def init_params(self, key: Key) -> Any:
-        """Fresh parameters of the score network."""
-        return self.model.init(key, jnp.zeros((1, *self.image_shape)), jnp.zeros((1,)))["params"]
-
-    @functools.cached_property
-    def score_params(self) -> Any:
-        """EMA parameters of the trained score network, or those that were imported."""
-        wanted = self.result("score")["weights_sha256"]
-        if self.imported:
-            checkpoints = self.checkpoints("score")
-            params = checkpoints.restore(_on_device(jax.eval_shape(self.init_params, jax.random.key(0))), step=0)
-            checkpoints.close()
-            _check_weights("score", tree_digest(params), wanted)
-            return params
-        params = self.snapshot(self.config.score.num_steps)
-        _check_weights("score", tree_digest(params), wanted)
-        return params
-
-    def snapshot(self, step: int) -> Any:
-        """EMA parameters after so many training steps; RequestError if that checkpoint was not kept."""
-        state = jax.eval_shape(lambda key: init_state(self.init_params(key), self.config.score), jax.random.key(0))
-        checkpoints = self.checkpoints("score")
-        restored: TrainState = checkpoints.restore(_on_device(state), step=step)
-        checkpoints.close()
-        return restored.ema_params
-
-    def make_score(self, params: Any, *, dtype: str = "") -> ScoreFn:
-        """The score network's score.
-
-        Args:
-          dtype: in which the network computes; empty: as the config says.
-        """
-        prediction = self.imported.prediction if self.imported else PREDICTIONS[0]
-        model = UNet(dataclasses.replace(self.model.settings, dtype=dtype)) if dtype else self.model
-        return make_score_fn(self.process, model, params, prediction=prediction)
-
-    def loss(self, params: Any, images: jax.Array, keys: Key) -> DsmLosses:
-        """Training losses of a batch of bytes, with one key for each image."""
-        keys_noise, keys_loss = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x = jax.vmap(dequantize)(keys_noise, images) if self.config.data.dequantize else to_model(images)
-        weighting = self.config.score.weighting
-        return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, weighting=weighting)
-
-    def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0, devices: Any = None) -> Engine:
-        settings = self.config.engine
-        return make_engine(
-            lambda params: make_sampler(self.config.sampler, self.process, self.grid, make_score(params)),
-            self.grid,
-            self.image_shape,
-            dataclasses.replace(settings, slots=slots or settings.slots),
-            devices=devices,
-        )
-
-    @functools.cached_property
-    def engine(self) -> Engine:
-        """Chains of the trained model; count and search share its one compile."""
-        return self._engine(self.make_score)
-
-    @functools.cached_property
-    def density(self) -> DensityEngine:
-        """Densities under the model; likelihood and bound share its one compile.
-
-        In float32: the rounding of bfloat16 is far above the solver's tolerances.
-        """
-        return make_density_engine(
-            functools.partial(self.make_score, dtype="float32"),
-            self.process,
-            self.image_shape,
-            self.config.ode,
-            batch_size=self.config.likelihood.batch_size,
-            block_steps=self.config.likelihood.block_steps,
-        )
-
-    @functools.cached_property
-    def _grid_engine(self) -> Engine:
-        """A few chains, for samples in the course of training."""
-        devices = jax.local_devices()
-        return self._engine(self.make_score, slots=-(-NUM_GRID // len(devices)), devices=devices)
-
-    def draw_grid(self, params: Any, *, key: Key) -> np.ndarray:
-        """`NUM_GRID` plain samples as bytes; StageError if the model returns non-finite values."""
-        return self._draw(self._grid_engine, params, NUM_GRID, key=key)
-
-    def draw_samples(self, count: int, *, key: Key) -> np.ndarray:
-        """Plain samples of the trained model as bytes, on the devices of this process."""
-        if not count:
-            return np.zeros((0, *self.image_shape), np.uint8)
-        alone = num_processes() == 1
-        engine = self.engine if alone else self._engine(self.make_score, devices=jax.local_devices())
-        return self._draw(engine, self.score_params, count, key=key)
-
-    def _draw(self, engine: Engine, params: Any, count: int, *, key: Key) -> np.ndarray:
-        work = make_work(NO_TARGET, self.grid.num_levels, count)
-        samples = np.zeros((count, *self.image_shape), np.uint8)
-        for block in run_chains(engine, params, self.targets[:1], work, key=key):
-            samples[block.chain] = to_bytes(np.asarray(block.images)[block.rows])
-        return samples
-
-    @functools.cached_property
-    def oracle_engine(self) -> Engine:
-        """Chains of the empirical oracle, whose parameters are the training images."""
-        return self._engine(lambda images: empirical_score_fn(self.process, images))
-
-    @functools.cached_property
-    def classifier_models(self) -> tuple[Any, Any]:
-        """Fingerprint and identity networks."""
-        return classifier.make_models(self.config.resnet, len(self.candidates.targets))
-
-    def detector_data(self, images: np.ndarray) -> DetectorData:
-        """What the detectors' examples are drawn from: `images` that are no target, as bytes, and all candidates."""
-        candidates = self.candidates
-        centers = np.asarray([(target.row, target.col) for target in candidates.record], np.int32)
-        return DetectorData(to_model(images), to_model(candidates.originals), centers)
-
-    @functools.cached_property
-    def reused(self) -> dict[str, Any] | None:
-        """Digests of the classifiers that are not trained here, as classifiers.json or else their run says."""
-        path, there = self.config.classifiers.path, self.path("classifiers").is_file()
-        recorded = self.result("classifiers").get("reused") if there else None
-        check(
-            not there or bool(recorded) == bool(path),
-            f"--workdir={self.workdir.name}",
-            got=f"a run whose classifiers were {'those of another' if recorded else 'its own'}",
-            expected="one as asked for now",
-            fix="give --config.classifiers.path as when it was begun, or choose another --workdir",
-        )
-        if not path or (recorded and not Path(path).is_dir()):
-            return recorded
-        there = all((Path(path) / name).is_file() for name in ("config.json", "data.json", "classifiers.json"))
-        weights = self.other.result("classifiers").get("weights_sha256") if there else None
-        check(
-            weights is not None,
-            "classifiers.path",
-            got="a directory without trained classifiers",
-            expected="the work directory of a run that trained them",
-            fix="run its stage classifiers first, or leave the path empty",
-        )
-        found = {"weights_sha256": weights, "data_digest": self.other.result("data")["digest"]}
-        check(
-            recorded in (None, found),
-            "classifiers.path",
-            got="other classifiers than this run began with",
-            expected="the same, or no directory any more",
-            fix="restore them, or choose another --workdir",
-        )
-        return found
-
-    @property
-    def other(self) -> "Run":
-        """The run whose classifiers are used."""
-        path = Path(self.config.classifiers.path)
-        made = read_json(path / "config.json")["config"]["classifiers"]
-        settings = dataclasses.replace(self.config.classifiers, path="", detector=made["detector"])
-        return Run(dataclasses.replace(self.config, classifiers=settings), path)
-
-    def _check_reused(self, content: dict[str, Any]) -> None:
-        """Refuses classifiers of other targets, of other data or of another architecture.
-
-        Args:
-          content: of data.json.
-        """
-        if not self.reused or not Path(self.config.classifiers.path).is_dir():
-            return
-        theirs, made = self.other.result("data"), read_json(self.other.workdir / "config.json")["config"]
-        networks = json.loads(json.dumps(describe_config(self.config)["resnet"]))
-        for same, what, fix in (
-            (
-                theirs["sha256"]["targets"] == content["sha256"]["targets"],
-                "targets",
-                "give both runs the same data, data.seed and numbers of targets",
-            ),
-            # Its own training images are among these, so that none of them is held out here.
-            (theirs["identity"] == content["identity"], "images", "give both runs the same data"),
-            (made["resnet"] == networks, "networks", "give both runs the same section resnet"),
-            (
-                set(self.classifier_names) <= set(self.other.classifier_names),
-                "detectors",
-                "set classifiers.detector as there, or to identity",
-            ),
-        ):
-            check(
-                same,
-                "classifiers.path",
-                got=f"a run with other {what}",
-                expected=f"one with the {what} of this run",
-                fix=fix,
-            )
-
-    @property
-    def held_out(self) -> np.ndarray:
-        """Images that no network of this run, nor of one whose classifiers it uses, was trained on."""
-        return self.candidates.test[held_out_rows(self.candidates)]
-
-    @property
-    def classifier_names(self) -> tuple[str, ...]:
-        """Networks that the detector is made of."""
-        return {"classifiers": classifier.NAMES, "identity": classifier.NAMES[1:], "nearest": ()}[
-            self.config.classifiers.detector
-        ]
-
-    @functools.cached_property
-    def detector(self) -> Detector:
-        """What judges images: the trained classifiers, one of them, or the nearest training images."""
-        planted = self.planted
-        if not self.classifier_names:
-            others = planted.train[planted.num_members :]
-            return make_nearest_detector(to_model(others), self.targets, self.config.classifiers)
-        found = {name: self.restore_classifier(name).averaged for name in self.classifier_names}
-        result = self.result("classifiers")
-        _check_weights("classifiers", tree_digest(list(found.values())), result["weights_sha256"])
-        return self.make_detector(found, result["calibration"], planted.rows)
-
-    def make_detector(self, variables: dict[str, Any], calibration: dict[str, Any], rows: np.ndarray) -> Detector:
-        """Detector by classifiers, with the heads of the candidates in `rows`."""
-        thresholds = Calibration(calibration["fingerprint"], np.asarray(calibration["identity"], np.float32))
-        return classifier.make_classifier_detector(self.classifier_models, variables, calibration=thresholds, rows=rows)
-
-    def restore_classifier(self, name: str, *, of: "Run | None" = None) -> Any:
-        """State in which the training of a classifier ended, here or in another run."""
-        model = self.classifier_models[classifier.NAMES.index(name)]
-        init = functools.partial(init_fit, model, self.config.classifiers)
-        shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *self.image_shape)))
-        checkpoints = (of or self).checkpoints(name)
-        state = checkpoints.restore(_on_device(shapes))
-        checkpoints.close()
-        return state
-
-
-def _check_weights(stage: str, digest: str, wanted: str) -> None:
-    """Refuses weights that are not those of the stage's result."""
-    check(
-        digest == wanted,
-        f"checkpoints of {stage}",
-        got="other weights than the ones that the stage ended with",
-        expected=f"those named in {stage}.json",
-        fix=f"restore them, or delete {stage}.json and its directories in checkpoints/ to train again",
-    )
-
-
-def _on_device(shapes: Any) -> Any:
-    """Abstract arrays placed on the first device, as Orbax restores them."""
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)

@@ -16,9 +16,10 @@ from ..diffusion.sde import Process
 from ..engine.chains import Engine, EngineSettings, make_engine
 from ..engine.resume import remove_saved
 from ..engine.work import make_work
-from .count import CountResult, CountSettings, count
+from .count import CountSettings, count
 from .search import count_returns
 from .strategies import spaced_levels
+from .tally import CountResult
 
 
 class ReturnCurves(NamedTuple):
@@ -182,7 +183,7 @@ def audit_count(
         expected=f"an integer in 1..{len(targets)}",
         fix="count the targets that were trained on, and put them first",
     )
-    found = count(
+    found, _ = count(
         made,
         params,
         np.asarray(targets),

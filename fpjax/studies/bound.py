@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from ..core.errors import whole
 from ..core.metrics import MetricsLog
@@ -22,6 +23,7 @@ from ..engine.densities import DensityEngine
 from ..engine.resume import run_saved
 from ..engine.work import Work, make_work
 from .likelihood import log_likelihoods
+from .search import SearchResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +48,27 @@ class BoundSettings:
         whole("bound", self, names=("repeats",), most=10**3)
 
 
-class BoundResult(NamedTuple):
-    """log E[p(x')] by member and fine level: rows, one for each pair."""
+@dataclasses.dataclass(frozen=True)
+class BoundResult:
+    """Result of the stage bound: log E[p(x')] by member and fine level, one row for each pair; none without a sum."""
 
-    target: np.ndarray
-    level: np.ndarray
-    log_mean: np.ndarray  # nats; nan where no density converged
-    effective: np.ndarray  # effective sample size of the mean, in [1, chains]
-    num_chains: np.ndarray
-    not_converged: np.ndarray
-    nats: list[list[float]]  # of each chain's end
+    t_min: float  # where the densities' ODE ends
+    target: Int[np.ndarray, " rows"]
+    level: Int[np.ndarray, " rows"]
+    log_mean: Float[np.ndarray, " rows"]  # nats; nan where no density converged
+    effective: Float[np.ndarray, " rows"]  # effective sample size of the mean, in [1, chains]
+    num_chains: Int[np.ndarray, " rows"]
+    not_converged: Int[np.ndarray, " rows"]
+    nats: list[list[float | None]]  # of each chain's end
     edges: list[list[int]]  # levels between the cells, for each member
-    trace_error: float  # root mean square over all ends of the standard error of `nats`; nan with one repeat and probe
+    trace_error: float | None  # root mean square over all ends of the standard error of `nats`; None: nothing tells it
     nfe: int
+
+
+def no_bound(t_min: float) -> BoundResult:
+    """Where no sum was asked for."""
+    none, nothing = np.zeros(0, int), np.zeros(0)
+    return BoundResult(t_min, none, none, nothing, nothing, none, none, [], [], None, 0)
 
 
 def fine_levels(top: int, settings: BoundSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -128,10 +138,10 @@ def log_darboux_sum(cells: list[Cell]) -> float:
     return np.nan if np.isnan(terms).any() else float(np.logaddexp.reduce(terms))
 
 
-def top_levels(search: dict[str, Any]) -> list[int]:
+def top_levels(search: SearchResult) -> list[int]:
     """The highest level from which each member came back, 0 if from none; t' and t'_alpha lie at or below it."""
-    target, level, hits = (np.asarray(search[name]) for name in ("target", "level", "num_detected"))
-    return [int(level[(target == row) & (hits > 0)].max(initial=0)) for row in range(search["num_members"])]
+    returned = search.num_detected > 0
+    return [int(search.level[(search.target == row) & returned].max(initial=0)) for row in range(search.num_members)]
 
 
 def bound_work(settings: BoundSettings, tops: list[int]) -> Work | None:
@@ -229,14 +239,15 @@ def bound(
     error = found["probe_error" if repeats == 1 else "repeat_error"]
     error = error[~np.isnan(error)]
     return BoundResult(
+        t_min=density.settings.t_min,
         target=np.asarray([row for row, _ in rows]),
         level=np.asarray([one for _, one in rows]),
         log_mean=means[:, 0],
         effective=means[:, 1],
         num_chains=np.asarray([len(values) for values in nats]),
         not_converged=np.asarray([len(a) - len(b) for a, b in zip(nats, known, strict=True)]),
-        nats=[values.tolist() for values in nats],
+        nats=[[one if np.isfinite(one) else None for one in values.tolist()] for values in nats],
         edges=[edges.tolist() for _, edges in levels],
-        trace_error=float(np.sqrt(np.mean(error**2))) if len(error) else np.nan,
+        trace_error=float(np.sqrt(np.mean(error**2))) if len(error) else None,
         nfe=int(found["nfe"].sum()),
     )

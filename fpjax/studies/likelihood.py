@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from ..core.errors import RequestError, StageError, check, whole
 from ..core.images import dequantize, to_model
@@ -44,6 +44,56 @@ def bits_per_dim(nats: float | np.ndarray, num_dims: int) -> float | np.ndarray:
     7.0
     """
     return -np.asarray(nats, np.float64) / (num_dims * np.log(2.0)) + 7.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Densities:
+    """Densities of images under one model, group by group; nan where the ODE was not solved."""
+
+    group: list[str]
+    row: Int[np.ndarray, " images"]  # within the group
+    nats: Float[np.ndarray, " images"]  # the sum of the next two
+    prior_nats: Float[np.ndarray, " images"]
+    delta_nats: Float[np.ndarray, " images"]
+    probe_error: Float[np.ndarray, " images"]  # standard errors of `nats`: over probes,
+    repeat_error: Float[np.ndarray, " images"]  # and over repeats
+    num_steps: Int[np.ndarray, " images"]  # over all repeats, as the next
+    nfe: Int[np.ndarray, " images"]
+    outcome: list[str]  # each of `OUTCOMES`
+    converged: Bool[np.ndarray, " images"]
+    bits_per_dim: Float[np.ndarray, " images"]
+
+    def rows(self, chosen: Any) -> "Densities":
+        """Those of these rows: indices, a mask or a slice."""
+        columns: dict[str, Any] = {name: np.asarray(values)[chosen] for name, values in vars(self).items()}
+        return Densities(**columns | {name: columns[name].tolist() for name in ("group", "outcome")})
+
+    def of_group(self, name: str) -> "Densities":
+        """Those of one group."""
+        return self.rows(np.asarray(self.group, str) == name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """Densities of the followed groups after so many steps of training."""
+
+    step: int
+    densities: Densities
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodResult:
+    """Result of the stage likelihood."""
+
+    num_dims: int
+    t_min: float
+    exact_trace: bool
+    repeats: int
+    densities: Densities
+    snapshots: list[Snapshot]  # of the first rows alone, with the same noise
+
+
+MEMBER, HELD_OUT_TARGET = "member", "held-out target"  # groups that the audit compares
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int, UInt8
 
 from ..core.errors import check, in_range, one_of, whole
 from ..core.images import to_bytes
@@ -24,7 +25,7 @@ from ..core.metrics import MetricsLog
 from ..core.types import DetectFn, Key
 from ..detectors.base import check_detect, exceeding
 from ..diffusion.grid import TimeGrid
-from ..engine.chains import Block, Engine, chain_key, noised_start
+from ..engine.chains import Block, Engine, chain_key, evaluations_per_step, noised_start
 from ..engine.resume import block_scores, run_saved
 from ..engine.work import Work, concatenate_work, make_work
 from .strategies import CONFIRM, CURVE, STRATEGIES, Look, Plan, Seen, most_levels, spaced_levels
@@ -72,24 +73,49 @@ class SearchSettings:
         return self.rank_chains, self.member_chains, self.confirm_chains
 
 
-class SearchResult(NamedTuple):
-    """Counts by target, phase and level: int64 rows, one for each (target, phase, level) that has chains."""
+class Shown(NamedTuple):
+    """Chains that are kept as pictures."""
 
-    target: np.ndarray
-    phase: np.ndarray  # RANK, CURVE or CONFIRM
-    level: np.ndarray
-    num_chains: np.ndarray
-    num_fingerprint: np.ndarray
-    num_identity: np.ndarray
-    num_detected: np.ndarray  # both classifiers
-    num_detected_at: np.ndarray  # (rows, thresholds), at other thresholds
+    target: Int[np.ndarray, " shown"]
+    level: Int[np.ndarray, " shown"]
+    detected: Bool[np.ndarray, " shown"]  # as the target that they started from
+    start: UInt8[np.ndarray, "shown h w c"]  # the target noised to the level
+    end: UInt8[np.ndarray, "shown h w c"]  # what the same chain ended as
+
+
+class Returns(NamedTuple):
+    """Counts by target, phase and level: one row for each (target, phase, level) that has chains."""
+
+    target: Int[np.ndarray, " rows"]
+    phase: Int[np.ndarray, " rows"]  # RANK, CURVE or CONFIRM
+    level: Int[np.ndarray, " rows"]
+    num_chains: Int[np.ndarray, " rows"]
+    num_fingerprint: Int[np.ndarray, " rows"]
+    num_identity: Int[np.ndarray, " rows"]
+    num_detected: Int[np.ndarray, " rows"]  # both classifiers
+    num_detected_at: Int[np.ndarray, "rows thresholds"]  # at other thresholds
     evaluations: int
     executed: int
-    shown_target: np.ndarray  # (shown,) of the chains that are kept as pictures
-    shown_level: np.ndarray  # (shown,)
-    shown_detected: np.ndarray  # (shown,) bool, as the target they started from
-    shown_start: np.ndarray  # (shown, h, w, c) uint8, the target noised to the level
-    shown_end: np.ndarray  # (shown, h, w, c) uint8, what the same chain ended as
+    shown: Shown
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """Result of the stage search: the rows of all looks (`Returns`), sorted by target, phase and level."""
+
+    target: Int[np.ndarray, " rows"]
+    phase: Int[np.ndarray, " rows"]
+    level: Int[np.ndarray, " rows"]
+    num_chains: Int[np.ndarray, " rows"]
+    num_fingerprint: Int[np.ndarray, " rows"]
+    num_identity: Int[np.ndarray, " rows"]
+    num_detected: Int[np.ndarray, " rows"]
+    num_detected_at: Int[np.ndarray, "rows thresholds"]
+    evaluations: int
+    executed: int
+    num_members: int
+    strategy: str
+    exhaustive_evaluations: int  # of the same search with the exhaustive strategy
 
 
 def make_plan(settings: SearchSettings, grid: TimeGrid, key: Key) -> Plan:
@@ -180,7 +206,7 @@ def count_returns(
     path: Path | None = None,
     log: MetricsLog | None = None,
     keep: bool = False,
-) -> SearchResult:
+) -> Returns:
     """Runs chains from targets and counts those that both classifiers call the target they started from.
 
     Args:
@@ -244,7 +270,8 @@ def count_returns(
     target, phase, level = np.nonzero(tally["counts"][..., 0])
     counts = tally["counts"][target, phase, level]
     shown_target, shown_level = np.asarray(shown, int).reshape(-1, 2).T
-    return SearchResult(
+    start = start_images(engine.grid, np.asarray(targets), shown_target, shown_level, key=key)
+    return Returns(
         target,
         phase,
         level,
@@ -252,11 +279,7 @@ def count_returns(
         num_detected_at=counts[:, 4:],
         evaluations=state.num_useful,
         executed=state.num_executed,
-        shown_target=shown_target,
-        shown_level=shown_level,
-        shown_detected=tally["shown_detected"],
-        shown_start=to_bytes(start_images(engine.grid, np.asarray(targets), shown_target, shown_level, key=key)),
-        shown_end=tally["shown_end"],
+        shown=Shown(shown_target, shown_level, tally["shown_detected"], to_bytes(start), tally["shown_end"]),
     )
 
 
@@ -272,8 +295,8 @@ def search(
     key: Key,
     path: Path | None = None,
     **options: Any,
-) -> SearchResult:
-    """Runs the ranking chains and, look after look, those that the strategy asks for.
+) -> tuple[SearchResult, Shown]:
+    """Runs the ranking chains and, look after look, those that the strategy asks for; some chains come as pictures.
 
     Args:
       targets: (k, h, w, c) float32 in model range, members first.
@@ -311,12 +334,18 @@ def search(
         for counts, new in ((seen.num_chains, result.num_chains), (seen.num_detected, result.num_detected)):
             counts[place] += new[curve]
         seen = seen._replace(confirmed=bool(look and look.phase == CONFIRM))
-    names = SearchResult._fields[: SearchResult._fields.index("evaluations")]
-    rows = {name: np.concatenate([getattr(result, name) for result in found]) for name in names}
+    columns = Returns._fields[: Returns._fields.index("evaluations")]
+    rows = {name: np.concatenate([getattr(result, name) for result in found]) for name in columns}
     order = np.lexsort((rows["level"], rows["phase"], rows["target"]))
-    # The first look alone has pictures.
-    return found[0]._replace(
+    everything = dataclasses.replace(settings, strategy="exhaustive")
+    most = search_work(everything, engine.grid, num_searched or len(targets), num_members).num_steps
+    result = SearchResult(
         **{name: column[order] for name, column in rows.items()},
         evaluations=sum(result.evaluations for result in found),
         executed=sum(result.executed for result in found),
+        num_members=num_members,
+        strategy=settings.strategy,
+        exhaustive_evaluations=most * evaluations_per_step(engine, params),
     )
+    # The first look alone has pictures.
+    return result, found[0].shown

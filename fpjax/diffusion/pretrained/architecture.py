@@ -5,8 +5,9 @@ pipeline, with the model in `unet/` and its noise schedule in `scheduler/schedul
 for and `models.unet` does not have is refused by name before weights are read; pickles are never opened.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...core.errors import RequestError, check
 from ...models.unet import ACTIVATIONS, RESAMPLING, TIME_EMBEDDINGS, TIME_SCALE_SHIFTS, UNetSettings
@@ -18,7 +19,8 @@ MID_BLOCK = "UNetMidBlock2D"
 BLOCKS = {"down": ("DownBlock2D", "AttnDownBlock2D"), "up": ("UpBlock2D", "AttnUpBlock2D")}
 
 
-class Architecture(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Architecture:
     """What a model directory says before its weights are read; `side` (height, width) is None where it is silent."""
 
     settings: UNetSettings

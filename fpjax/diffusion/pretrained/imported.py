@@ -7,10 +7,8 @@ it predicts epsilon of the config's `sde`, and is told `network_time`.
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ...core.errors import RequestError, check
-from ...models.unet import UNetSettings
 from ..score import PREDICTIONS
 from ..sde import DiscreteVP, Process
 from .architecture import Architecture, read_architecture
@@ -18,7 +16,8 @@ from .scheduler import Scheduler, read_scheduler
 from .weights import find_weights, model_files
 
 
-class Imported(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Imported:
     """What a directory says beside its weights; `sha256` of each of its files, by name."""
 
     architecture: Architecture
@@ -84,27 +83,3 @@ def read_imported(directory: Path) -> Imported:
         )
         DiscreteVP(scheduler.betas)
     return imported
-
-
-def describe_imported(imported: Imported) -> dict[str, Any]:
-    """The same as JSON types, without paths."""
-    architecture, scheduler = imported.architecture, imported.scheduler
-    return {
-        "architecture": architecture._asdict() | {"settings": dataclasses.asdict(architecture.settings)},
-        "scheduler": dataclasses.asdict(scheduler) if scheduler else None,
-        "sha256": imported.sha256,
-    }
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def parse_imported(content: dict[str, Any]) -> Imported:
-    """The inverse of `describe_imported`, after a way through JSON."""
-    architecture, scheduler = _tuples(content["architecture"]), content["scheduler"]
-    architecture["settings"] = UNetSettings(**_tuples(architecture["settings"]))
-    return Imported(
-        Architecture(**architecture), Scheduler(**_tuples(scheduler)) if scheduler else None, content["sha256"]
-    )

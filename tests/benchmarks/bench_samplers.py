@@ -1,9 +1,9 @@
 """What another sampler does to q_M(t) on a trained model, and what it spends.
 
-    python tests/bench_samplers.py --workdir=runs/breastmnist_small --config=configs/breastmnist_small.py
+    python -m tests.benchmarks.bench_samplers --workdir=runs/breastmnist_small --config=configs/breastmnist_small.py
 
 Chains of the first member from the same times with the same M under every sampler, as a Markdown table; the stages
-`score` and `classifiers` of the run must be done. Also `pytest -m bench tests/bench_samplers.py` on a run of its own.
+`score` and `classifiers` of the run must be done. Also `pytest -m bench tests/benchmarks/bench_samplers.py` on a run of its own.
 """
 
 import argparse
@@ -17,15 +17,14 @@ import jax
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fpjax import stats
 from fpjax.detectors.base import detect_all, joint_scores
 from fpjax.diffusion.sampling import SamplerSettings, make_grid, make_sampler
 from fpjax.engine.chains import make_engine, run_chains
 from fpjax.engine.work import make_work
 from fpjax.run.config import make_config
-from fpjax.run.workdir import Run
+from fpjax.run.job import Job
+from fpjax.run.stages import open_job
 
 # The first is what the others are compared with.
 ROWS = (
@@ -39,39 +38,39 @@ ROWS = (
 )
 
 
-def measure(run: Run, sampler: SamplerSettings, times: np.ndarray, chains: int) -> dict:
+def measure(job: Job, sampler: SamplerSettings, times: np.ndarray, chains: int) -> dict:
     """Detections of the first member among `chains` from the level at or below each of `times`."""
-    process, grid = run.process, make_grid(sampler, run.process)
+    process, grid = job.process, make_grid(sampler, job.process)
     engine = make_engine(
-        lambda params: make_sampler(sampler, process, grid, run.make_score(params)),
+        lambda params: make_sampler(sampler, process, grid, job.make_score(params)),
         grid,
-        run.image_shape,
-        run.config.engine,
+        job.image_shape,
+        job.config.engine,
     )
     levels = np.asarray([grid.level_at(t) for t in times])
     hits, spent, seconds = np.zeros(grid.num_levels + 1, int), 0, 0.0
     # The first pass compiles; distinct levels alone are run.
     for work in (make_work(0, 1, 1), make_work(0, np.unique(levels), chains)):
         started, hits[:] = time.monotonic(), 0
-        for block in run_chains(engine, run.score_params, run.targets, work, key=jax.random.key(0)):
-            joint = joint_scores(*detect_all(run.detector.detect, block.images, block.rows))
-            np.add.at(hits, block.level, joint[:, 0] > run.config.classifiers.threshold)
+        for block in run_chains(engine, job.score_params, job.targets, work, key=jax.random.key(0)):
+            joint = joint_scores(*detect_all(job.detector.detect, block.images, block.rows))
+            np.add.at(hits, block.level, joint[:, 0] > job.config.classifiers.threshold)
             spent, seconds = block.state.num_useful, time.monotonic() - started
     found = np.unique(levels)
     t50 = stats.t50(grid.t[found].astype(float), hits[found], np.full(len(found), chains))
     return {"hits": hits[levels], "t": grid.t[levels], "t50": t50, "evaluations": spent, "seconds": seconds}
 
 
-def table(run: Run, times: np.ndarray, chains: int, rows: tuple[SamplerSettings, ...] = ROWS) -> str:
+def table(job: Job, times: np.ndarray, chains: int, rows: tuple[SamplerSettings, ...] = ROWS) -> str:
     """Markdown: a line for each sampler."""
     lines = [
-        f"{type(run.process).__name__}, {chains} chains from the level at or below each time; detections of member 0",
+        f"{type(job.process).__name__}, {chains} chains from the level at or below each time; detections of member 0",
         "",
         "| sampler | levels | " + " | ".join(f"t={t:.2f}" for t in times) + " | t50 | evaluations | s |",
         "|---" * (len(times) + 5) + "|",
     ]
     for sampler in rows:
-        found = measure(run, sampler, times, chains)
+        found = measure(job, sampler, times, chains)
         cells = [f"{h}" for h in found["hits"]]
         cells += [f"{found['t50']:.3f}", f"{found['evaluations']:,}", f"{found['seconds']:.1f}"]
         lines.append(f"| {sampler.label} | {sampler.num_levels} | " + " | ".join(cells) + " |")
@@ -84,9 +83,9 @@ def test_samplers_on_the_smoke_run(tmp_path):
     from configs import smoke
     from fpjax.run import pipeline
 
-    pipeline.run(smoke.get_config(), workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])
+    pipeline.run_audit(smoke.get_config(), workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])
     rows = tuple(dataclasses.replace(row, num_levels=10) for row in ROWS)
-    print(table(Run(make_config(smoke.get_config()), tmp_path / "run"), np.linspace(0.1, 1, 4), 4, rows))
+    print(table(open_job(make_config(smoke.get_config()), tmp_path / "run"), np.linspace(0.1, 1, 4), 4, rows))
 
 
 def main() -> None:
@@ -96,8 +95,8 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=16)
     parser.add_argument("--times", type=float, nargs="+", default=[*np.arange(1, 11) * 0.05, 0.6, 0.8, 1.0])
     flags = parser.parse_args()
-    run = Run(make_config(runpy.run_path(str(flags.config))["get_config"]()), flags.workdir)
-    print(table(run, np.asarray(flags.times), flags.chains))
+    job = open_job(make_config(runpy.run_path(str(flags.config))["get_config"]()), flags.workdir)
+    print(table(job, np.asarray(flags.times), flags.chains))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """One UNet in diffusers and in fpjax, same weights, same machine, same run: milliseconds an image.
 
-Run with `python tests/bench_diffusers.py`, or with `pytest -m bench tests/bench_diffusers.py`; needs the extra `parity`.
+Run with `python -m tests.benchmarks.bench_diffusers`, or with `pytest -m bench tests/benchmarks/bench_diffusers.py`; needs the extra `parity`.
 On a CPU both run in float32, diffusers eagerly; on a GPU both run in bfloat16, diffusers eagerly and compiled,
 channels last. Rounds alternate, so that whatever else the machine does meets both; medians are compared.
 """
 
 import argparse
 import functools
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,11 +16,10 @@ import numpy as np
 import optax
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fpjax.diffusion.pretrained.weights import write_model
 from fpjax.models.unet import UNet, UNetSettings
-from tests.timing import alternate, processor
+
+from .timing import alternate, processor
 
 pytestmark = pytest.mark.bench
 SIDE, CHANNELS, LEARNING_RATE = 28, 3, 2e-4

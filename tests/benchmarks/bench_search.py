@@ -1,6 +1,6 @@
 """The slot engine on an exhaustive search, beside the bare network and beside a loop over levels, in one run.
 
-Run with `python tests/bench_search.py`, or with `pytest -m bench tests/bench_search.py`; about a minute on two cores.
+Run with `python -m tests.benchmarks.bench_search`, or with `pytest -m bench tests/benchmarks/bench_search.py`; about a minute on two cores.
 The model's weights are as initialised: what it says of images is nothing, what it costs is the same. Rounds alternate,
 so that whatever else the machine does meets all; medians are compared. The loop over levels is the paper's way: the M
 chains of a level at once, level after level.
@@ -10,15 +10,12 @@ import argparse
 import functools
 import platform
 import runpy
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fpjax.detectors.classifier import make_detect_fn, make_models
 from fpjax.diffusion.grid import time_grid
@@ -30,10 +27,11 @@ from fpjax.engine.work import make_work
 from fpjax.models.unet import UNet
 from fpjax.run.config import make_config
 from fpjax.studies.search import SearchSettings, search
-from tests.timing import alternate, processor
+
+from .timing import alternate, processor
 
 pytestmark = pytest.mark.bench
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class Bench:
@@ -117,7 +115,7 @@ class Bench:
             rank_chains=1,
         )
         options = {"num_members": 1, "threshold": 0.5, "key": self.key}
-        return search(self.engine, self.params, self.target, _detect, settings, **options).evaluations
+        return search(self.engine, self.params, self.target, _detect, settings, **options)[0].evaluations
 
     @property
     def searches(self):

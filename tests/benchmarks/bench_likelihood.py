@@ -1,17 +1,16 @@
 """Densities a second and evaluations an image, beside SciPy's RK45 on the same compiled network.
 
-    python tests/bench_likelihood.py --config=configs/breastmnist_small.py --images=64
-    python tests/bench_likelihood.py --config=configs/phantom.py --workdir=runs/phantom     (a trained model)
+    python -m tests.benchmarks.bench_likelihood --config=configs/breastmnist_small.py --images=64
+    python -m tests.benchmarks.bench_likelihood --config=configs/phantom.py --workdir=runs/phantom     (a trained model)
 
 Both take one Hutchinson probe an image and the config's tolerances, in one run, and are timed without compilation. The
 last line tells what plain batches, each as long as its slowest image, would have executed. Also `pytest -m bench
-tests/bench_likelihood.py` on a network of random weights.
+tests/benchmarks/bench_likelihood.py` on a network of random weights.
 """
 
 import argparse
 import dataclasses
 import runpy
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,15 +21,13 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fpjax.core.metrics import MetricsLog, read_metrics
 from fpjax.diffusion.flow import flow_drift, prior_logp
 from fpjax.diffusion.score import make_score_fn
 from fpjax.engine.densities import make_density_engine
 from fpjax.models.unet import UNet
 from fpjax.run.config import Config, make_config
-from fpjax.run.workdir import Run
+from fpjax.run.stages import open_job
 from fpjax.studies.likelihood import bits_per_dim, log_likelihoods
 
 
@@ -140,7 +137,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = make_config(runpy.run_path(str(flags.config))["get_config"]())
     shape = (config.data.side, config.data.side, flags.channels)
-    params = Run(config, flags.workdir).score_params if flags.workdir else random_params(config, shape)
+    params = open_job(config, flags.workdir).score_params if flags.workdir else random_params(config, shape)
     print(table(config, params, shape, flags.images))
 
 

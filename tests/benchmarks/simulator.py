@@ -1,6 +1,6 @@
 """How often the verdict is right, simulated without networks: counts and t50 are drawn from models, then tested.
 
-`python tests/simulator.py [--runs=1000]` prints tables in Markdown. In a simulated audit every target has a head with a
+`python -m tests.benchmarks.simulator [--runs=1000]` prints tables in Markdown. In a simulated audit every target has a head with a
 false-hit rate of its own; the heads' rates are drawn before it is known who is a member, as membership is. A member is
 detected at its rate of reproduction times the sensitivity as well. The t50 of members and held-out targets are draws of
 one distribution: no table here has its power from t50.

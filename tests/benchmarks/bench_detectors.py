@@ -1,14 +1,13 @@
 """What each part of the detectors' training is worth: trained with and without it, the same seed, errors measured.
 
-Run with `python tests/bench_detectors.py --config=breastmnist_small --epochs=60`, or with
-`pytest -m bench tests/bench_detectors.py`. Every variant sees the same images and targets, and takes all epochs, the last of which counts; rates have 95 % intervals.
+Run with `python -m tests.benchmarks.bench_detectors --config=breastmnist_small --epochs=60`, or with
+`pytest -m bench tests/benchmarks/bench_detectors.py`. Every variant sees the same images and targets, and takes all epochs, the last of which counts; rates have 95 % intervals.
 """
 
 import argparse
 import dataclasses
 import importlib
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,14 +15,12 @@ from pathlib import Path
 import jax
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fpjax.core.checkpoints import Checkpoints
 from fpjax.core.metrics import MetricsLog
 from fpjax.detectors import classifier
 from fpjax.detectors.evaluation import measure_errors
 from fpjax.run.config import make_config
-from fpjax.run.workdir import Run
+from fpjax.run.stages import open_job
 from fpjax.stats.binomial import clopper_pearson
 
 pytestmark = pytest.mark.bench
@@ -85,7 +82,7 @@ def train(run, settings):
 
 def ablate(config, *, epochs, variants=tuple(VARIANTS)):
     """Prints the table; returns the counts by variant."""
-    run, counts = Run(make_config(config), Path("unused")), {}
+    run, counts = open_job(make_config(config), Path("unused")), {}
     base = dataclasses.replace(run.config.classifiers, epochs=epochs, max_rounds=1, max_restarts=0)
     device = jax.local_devices()[0]
     where = f"{jax.local_device_count()} x {device.device_kind}, {len(os.sched_getaffinity(0))} CPU cores"

@@ -1,18 +1,15 @@
 """Whether the verdict holds: one config's audit over seeds of data and draws, without likelihood and bound.
 
-Run with `python tests/bench_verdict.py --seeds 20 --out=DIR`; `--set=score.num_steps=300` for a model that has hardly
+Run with `python -m tests.benchmarks.bench_verdict --seeds 20 --out=DIR`; `--set=score.num_steps=300` for a model that has hardly
 learned; `--null` for one that has not seen the members, so that "leak" is false. Runs that are there already are taken as they are, so that a benchmark that was stopped goes on.
 `--classifiers=DIR` takes the detectors of an earlier benchmark that kept its runs, whose seeds and data are the same.
-`--table` prints the table of what is there. `pytest -m bench tests/bench_verdict.py` tries it.
+`--table` prints the table of what is there. `pytest -m bench tests/benchmarks/bench_verdict.py` tries it.
 """
 
 import argparse
 import ast
 import dataclasses
 import importlib
-import os
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,22 +17,16 @@ from pathlib import Path
 import jax
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fpjax.audit.summary import make_audit
 from fpjax.core.store import read_json, write_json
 from fpjax.run import pipeline
 from fpjax.run.config import make_config
-from fpjax.run.workdir import Run
+from fpjax.run.stages import open_job, report, score
+
+from .timing import processor
 
 pytestmark = pytest.mark.bench
 STAGES = ["data", "classifiers", "score", "count", "search"]
-
-
-def processor() -> str:
-    """The CPU's own name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def audit_seed(name, seed, changes, workdir, *, classifiers="", null=False):
@@ -51,23 +42,22 @@ def audit_seed(name, seed, changes, workdir, *, classifiers="", null=False):
         config[section][leaf] = value
     if classifiers:
         config.classifiers.path = str(Path(classifiers) / f"run_{seed}")
-    started, fit = time.monotonic(), pipeline.fit
+    started, fit = time.monotonic(), score.fit
     if null:
         unseen = config.data.num_members
-        pipeline.fit = lambda loss, params, images, *rest, **more: fit(loss, params, images[unseen:], *rest, **more)
+        score.fit = lambda loss, params, images, *rest, **more: fit(loss, params, images[unseen:], *rest, **more)
     try:
         status = pipeline.main(config, workdir=str(workdir), stages=STAGES)
     finally:
-        pipeline.fit = fit
+        score.fit = fit
     seconds = time.monotonic() - started
-    where = {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
+    where = {"cpu": processor(), "jax": jax.__version__}
     if status:
         return {"seed": seed, "status": status, "seconds": seconds, **where}
-    run = Run(make_config(config), workdir)
-    results = {stage: run.result(stage) for stage in STAGES}
+    job = open_job(make_config(config), workdir)
     found = make_audit(
-        results, run.grid, run.process, run.config.audit,
-        name=name, sampler=run.config.sampler.label, seed=seed, provenance={},
+        report.collect(job), job.grid, job.process, job.config.audit,
+        name=name, sampler=job.config.sampler.label, seed=seed, provenance={},
     )  # fmt: skip
     model, detector = found.model, found.detector
     return {
@@ -133,7 +123,7 @@ def table(directory):
     lines.append("")
     lines += [f"{verdicts.count(verdict)} of {len(found)}: {verdict}" for verdict in sorted(set(verdicts))]
     lines.append(f"audit of the auditor passed in {sum(one.get('auditor', False) for one in found)} of {len(found)}")
-    lines.append(", ".join(sorted({f"{one['cores']} cores of {one['cpu']}, JAX {one['jax']}" for one in found})))
+    lines.append(", ".join(sorted({f"{one['cpu']}, JAX {one['jax']}" for one in found})))
     return "\n".join(lines)
 
 

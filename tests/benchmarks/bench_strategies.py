@@ -1,9 +1,9 @@
 """What each strategy of the search finds on a trained model, and what it spends.
 
-    python tests/bench_strategies.py --workdir=runs/phantom --config=configs/phantom.py
+    python -m tests.benchmarks.bench_strategies --workdir=runs/phantom --config=configs/phantom.py
 
 The same model, detectors, grid and M for all, as a Markdown table with 95 % intervals; the stages `score`,
-`classifiers` and `count` of the run must be done. Also `pytest -m bench tests/bench_strategies.py`.
+`classifiers` and `count` of the run must be done. Also `pytest -m bench tests/benchmarks/bench_strategies.py`.
 """
 
 import argparse
@@ -17,13 +17,12 @@ import jax
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fpjax import stats
 from fpjax.diffusion.sampling import make_grid, make_sampler
 from fpjax.engine.chains import make_engine
 from fpjax.run.config import make_config
-from fpjax.run.workdir import Run
+from fpjax.run.job import Job
+from fpjax.run.stages import open_job
 from fpjax.studies.search import SearchSettings, search
 from fpjax.studies.strategies import CONFIRM, CURVE, STRATEGIES
 
@@ -51,17 +50,17 @@ def summary(result, grid, *, floor: float) -> dict:
     }
 
 
-def table(run: Run, *, levels: int, chains: int, few: int) -> str:
+def table(job: Job, *, levels: int, chains: int, few: int) -> str:
     """Markdown: a line for each strategy."""
-    sampler = dataclasses.replace(run.config.sampler, num_levels=levels)
-    grid = make_grid(sampler, run.process)
+    sampler = dataclasses.replace(job.config.sampler, num_levels=levels)
+    grid = make_grid(sampler, job.process)
     engine = make_engine(
-        lambda params: make_sampler(sampler, run.process, grid, run.make_score(params)),
+        lambda params: make_sampler(sampler, job.process, grid, job.make_score(params)),
         grid,
-        run.image_shape,
-        run.config.engine,
+        job.image_shape,
+        job.config.engine,
     )
-    floor = 1 / len(run.planted.train)
+    floor = 1 / len(job.planted.train)
     settings = SearchSettings(
         member_levels=levels,
         member_chains=chains,
@@ -83,14 +82,14 @@ def table(run: Run, *, levels: int, chains: int, few: int) -> str:
         count = levels // 20 if name == "random" else levels
         asked = dataclasses.replace(settings, strategy=name, member_levels=count)
         started = time.monotonic()
-        result = search(
+        result, _ = search(
             engine,
-            run.score_params,
-            run.targets,
-            run.detector.detect,
+            job.score_params,
+            job.targets,
+            job.detector.detect,
             asked,
             num_members=1,
-            threshold=run.config.classifiers.threshold,
+            threshold=job.config.classifiers.threshold,
             key=jax.random.key(0),
         )
         seconds, most = time.monotonic() - started, max(most, result.evaluations)
@@ -108,8 +107,8 @@ def test_strategies_on_the_smoke_run(tmp_path):
     from fpjax.run import pipeline
 
     config = smoke.get_config()
-    pipeline.run(config, workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])
-    text = table(Run(make_config(config), tmp_path / "run"), levels=40, chains=4, few=4)
+    pipeline.run_audit(config, workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])
+    text = table(open_job(make_config(config), tmp_path / "run"), levels=40, chains=4, few=4)
     assert text.count("\n") == 3 + len(STRATEGIES)
 
 
@@ -121,8 +120,8 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=8)
     parser.add_argument("--few", type=int, default=8, help="levels of each look")
     flags = parser.parse_args()
-    run = Run(make_config(runpy.run_path(str(flags.config))["get_config"]()), flags.workdir)
-    print(table(run, levels=flags.levels, chains=flags.chains, few=flags.few))
+    job = open_job(make_config(runpy.run_path(str(flags.config))["get_config"]()), flags.workdir)
+    print(table(job, levels=flags.levels, chains=flags.chains, few=flags.few))
 
 
 if __name__ == "__main__":

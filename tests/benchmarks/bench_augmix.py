@@ -1,13 +1,11 @@
 """AugMix on device beside the same AugMix in Pillow and NumPy, same images, same machine, same run: images/s.
 
-Run with `python tests/bench_augmix.py`, or with `pytest -m bench tests/bench_augmix.py`. Pillow takes image by image
+Run with `python -m tests.benchmarks.bench_augmix`, or with `pytest -m bench tests/benchmarks/bench_augmix.py`. Pillow takes image by image
 on one core, as one worker of a data loader does; ours takes a batch at a time, jitted and vmapped, and we wait for
 it. Rounds alternate, so that whatever else the machine does meets both; medians are compared.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +13,12 @@ import numpy as np
 import PIL
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fpjax.core.images import to_model
 from fpjax.data.phantom import phantom_images
 from fpjax.detectors.augmix import AugMixSettings, augmix
-from tests import pillow_augmix
-from tests.timing import alternate, processor
+
+from .. import pillow_augmix
+from .timing import alternate, processor
 
 pytestmark = pytest.mark.bench
 

@@ -1,0 +1,155 @@
+"""Stage report: every statistic, the verdict, the page and its figures; always made anew."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ... import audit, report
+from ...audit.results import AuditResult, StageResults
+from ...audit.verdict import AuditSettings
+from ...core.metrics import read_metrics
+from ...core.store import read_arrays, read_json, write_bytes, write_json
+from ...data.plant import DataResult
+from ...detectors import classifier
+from ...detectors.results import ClassifiersResult
+from ...diffusion.results import ScoreResult
+from ...studies.bound import BoundResult
+from ...studies.likelihood import LikelihoodResult
+from ...studies.search import SearchResult
+from ...studies.tally import CountResult
+from ..config import ReportSettings
+from ..job import Job
+from ..stage import Cost, Stage
+
+
+def collect(job: Job) -> StageResults:
+    """Results of the stages; densities may be left out."""
+    return StageResults(
+        job.result(DataResult),
+        job.result(ClassifiersResult),
+        job.result(ScoreResult),
+        job.result(CountResult),
+        job.result(SearchResult),
+        job.result(LikelihoodResult) if job.has(LikelihoodResult) else None,
+        job.result(BoundResult) if job.has(BoundResult) else None,
+    )
+
+
+def _audit(job: Job) -> AuditResult:
+    """The answer, with where it comes from."""
+    config, results = job.config, collect(job)
+    provenance = read_json(job.workdir / "config.json")["provenance"]
+    provenance |= {"data": results.data.identity.name, "parameters": results.score.num_params}
+    if job.imported:
+        provenance["imported"] = job.imported.sha256 | {"predicts": job.imported.prediction}
+    else:
+        provenance["training_steps"] = results.score.num_steps
+    return audit.make_audit(
+        results,
+        job.grid,
+        job.process,
+        config.audit,
+        name=config.name,
+        sampler=config.sampler.label,
+        seed=config.seed,
+        provenance=provenance,
+    )
+
+
+def _training(job: Job) -> report.Training:
+    """What metrics.jsonl and the grids of samples say of the score network's training; steps taken twice count once."""
+    events = read_metrics(job.workdir / "metrics.jsonl")
+    looks = {event["step"]: event for event in events if event["stage"] == "score" and "loss" in event}
+    grids = {int(path.stem.split("_")[1]): path for path in job.workdir.glob("samples/score_*.npz")}
+    rates = {
+        name: [look[name] for look in looks.values() if look.get(name) is not None]
+        for name in ("images_per_s", "tflop_per_s")
+    }
+    epochs = {
+        name: {event["epoch"]: event for event in events if event["stage"] == f"{name} classifier"}
+        for name in classifier.NAMES
+    }
+    return report.Training(
+        classifiers={
+            name: (list(seen), [e["loss"] for e in seen.values()], [e["val_loss"] for e in seen.values()])
+            for name, seen in epochs.items()
+            if seen
+        },
+        step=list(looks),
+        loss=[look["loss"] for look in looks.values()],
+        grad_norm=[look.get("grad_norm") for look in looks.values()],
+        loss_by_t=looks[max(looks)].get("loss_by_t", []) if looks else [],
+        samples_step=max(grids, default=0),
+        samples=read_arrays(grids[max(grids)])["samples"] if grids else None,
+        # The first look waits for the compiler too.
+        **{name: float(np.median(values)) if values else math.nan for name, values in rates.items()},
+    )
+
+
+def _images(job: Job, result: AuditResult) -> report.ReportImages:
+    """Pictures that the stages kept."""
+    kept, judged, shown = (
+        read_arrays(job.workdir / "samples" / f"{stage}.npz") for stage in ("count", "classifiers", "search")
+    )
+    errors: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"fingerprint_false": (judged["fingerprint_false"], None)}
+    errors |= {kind: (judged[kind], judged[f"{kind}_head"]) for kind in ("identity_false", "missed")}
+    # Without a classifier of marks, that "sees" one everywhere.
+    if result.detector.marks:
+        errors["fingerprint_only"] = kept["fingerprint_only"], None
+    errors |= {kind: (kept[kind], kept[f"{kind}_target"]) for kind in ("control", "identity_only")}
+    errors["missed_chain"] = kept["missed"], kept["missed_target"]
+    return report.ReportImages(
+        job.planted.targets,
+        job.planted.originals,
+        job.planted.train[: len(kept["samples"])],
+        kept["samples"],
+        kept["hits"],
+        kept["hit_target"],
+        errors=errors,
+        examples={
+            name: (judged[f"{name}_examples"], judged[f"{name}_labels"])
+            for name in classifier.NAMES
+            if f"{name}_examples" in judged
+        },
+        near_misses=(kept["near_misses"], kept["near_target"]),
+        returns=report.Returns(
+            shown["shown_target"],
+            job.grid.t[shown["shown_level"]],
+            shown["shown_detected"],
+            shown["shown_start"],
+            shown["shown_end"],
+        ),
+    )
+
+
+def run(job: Job) -> None:
+    """Prints the answer, and writes the page, its figures and report.json."""
+    result, workdir, show = _audit(job), job.workdir, job.config.report.show_members
+    training = _training(job)
+    figures = report.draw_figures(result, _images(job, result), training, show_members=show)
+    for name, png in figures.items():
+        write_bytes(workdir / "figures" / f"{name}.png", png)
+    # Pictures of members that an earlier report showed do not stay behind.
+    for left in set(workdir.glob("figures/*.png")) - {workdir / "figures" / f"{name}.png" for name in figures}:
+        left.unlink()
+    write_bytes(workdir / "report.html", report.to_html(result, figures, training, show_members=show).encode())
+    write_json(workdir / "report.json", report.to_json(result))
+    print(report.to_text(result))
+    print(f"\n{workdir / 'report.html'}\n{workdir / 'report.json'}")
+
+
+def cost(job: Any) -> Cost:
+    """Seconds."""
+    return Cost("")
+
+
+REPORT = Stage(
+    "report",
+    None,
+    needs=(DataResult, ClassifiersResult, ScoreResult, CountResult, SearchResult, LikelihoodResult, BoundResult),
+    settings=(AuditSettings, ReportSettings),
+    stream=-1,
+    run=run,
+    cost=cost,
+)
