@@ -1,12 +1,12 @@
 """Canaries: 20 targets, each trained on by a fair coin, and what they tell of epsilon from one run.
 
-Command:  pip install 'fpjax[privacy]' && python launch.py --config=configs/canaries.py
+Command:  pip install 'fpjax[privacy]' && python launch.py --config=canaries
 So many canaries can show an epsilon of 1.8 at most; hundreds need a larger model than a CPU trains in minutes.
 """
 
 from ml_collections import ConfigDict
 
-from configs import phantom
+from fpjax.configs import phantom
 
 
 def get_config() -> ConfigDict:

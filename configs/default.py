@@ -1,6 +1,6 @@
 """The paper's setting (Dombrowski & Kainz 2023), every field, but for what a comment says; others change what differs.
 
-Command:  python launch.py --config=configs/pathmnist.py   (this file names no data set of its own choice)
+Command:  python launch.py --config=pathmnist   (this file names no data set of its own choice)
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
 """Your own images on a CPU: a folder of PNG or JPEG files, the small model of BreastMNIST.
 
-Command:  python launch.py --config=configs/folder.py --config.data.path=DIR
+Command:  python launch.py --config=folder --config.data.path=DIR
 Needs:    54 distinct images or more, of 28 pixels each way or more.
 """
 
 from ml_collections import ConfigDict
 
-from configs import breastmnist_small
+from fpjax.configs import breastmnist_small
 
 
 def get_config() -> ConfigDict:

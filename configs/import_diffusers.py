@@ -1,6 +1,6 @@
 """An existing diffusers model: nothing is trained, targets are as they are, the nearest training images detect.
 
-Command:  python launch.py --config=configs/import_diffusers.py --config.score.path=DIR --config.data.path=IMAGES
+Command:  python launch.py --config=import_diffusers --config.score.path=DIR --config.data.path=IMAGES
 Needs:    a UNet2DModel or a pipeline of one; IMAGES/train with all the images that it was trained on, IMAGES/test with
           100 or more of the same kind that it was not; --config.data.side as the model has it. On a CPU for small ones:
           --stage=check tells the time.
@@ -8,7 +8,7 @@ Needs:    a UNet2DModel or a pipeline of one; IMAGES/train with all the images t
 
 from ml_collections import ConfigDict
 
-from configs import folder
+from fpjax.configs import folder
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Measured: 2 min 44 s on 2 cores of an AMD EPYC, JAX 0.10.2; leak (reproduced, me
 
 from ml_collections import ConfigDict
 
-from configs import default
+from fpjax.configs import default
 
 
 def get_config() -> ConfigDict:

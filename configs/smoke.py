@@ -1,11 +1,11 @@
 """Every stage in seconds, for the tests: too small a model to say anything.
 
-Command:  python launch.py --config=configs/smoke.py
+Command:  python launch.py --config=smoke
 """
 
 from ml_collections import ConfigDict
 
-from configs import phantom
+from fpjax.configs import phantom
 
 
 def get_config() -> ConfigDict:

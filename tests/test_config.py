@@ -11,6 +11,7 @@ import pytest
 from jax import export
 from ml_collections import ConfigDict
 
+from fpjax.cli import SHIPPED, TABLE_2
 from fpjax.core.errors import RequestError
 from fpjax.data.plant import Candidates, Target
 from fpjax.detectors.fitting import init_fit
@@ -20,12 +21,14 @@ from fpjax.engine.chains import Queue, slot_shapes
 from fpjax.run.config import FREE_FIELDS, Config, describe_config, make_config
 from fpjax.run.stages import open_job
 
-CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = [*(name for name in SHIPPED if name != "medmnist"), *(f"medmnist:{name}" for name in TABLE_2)]
 CHANNELS = {"pathmnist": 3, "retinamnist": 3, "bloodmnist": 3}
 
 
 def config_of(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    """A shipped config, `FILE` or `FILE:WORD`."""
+    file, *words = name.split(":")
+    return importlib.import_module(f"fpjax.configs.{file}").get_config(*words)
 
 
 def run_of(name):

@@ -215,7 +215,7 @@ def test_a_real_file_is_audited_by_checksum(environment, tmp_path):
     shutil.copy(source, tmp_path / "breastmnist.npz")
     assert launch(environment, *flags).returncode == 0
     identity = json.loads((tmp_path / "run" / "data.json").read_text())["identity"]
-    assert identity["md5"] == "750601b1f35ba3300ea97c75c52ff8f6"
+    assert identity["details"]["md5"] == "750601b1f35ba3300ea97c75c52ff8f6"
     broken = bytearray(source.read_bytes())
     broken[1000] ^= 1
     (tmp_path / "breastmnist.npz").write_bytes(broken)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import smoke as smoke_config
+from fpjax.configs import smoke as smoke_config
 from fpjax.core.errors import RequestError
 from fpjax.data.plant import held_out_rows
 from fpjax.data.source import image_digests

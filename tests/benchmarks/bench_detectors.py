@@ -99,7 +99,7 @@ def ablate(config, *, epochs, variants=tuple(VARIANTS)):
 
 
 def test_ablation():
-    config = importlib.import_module("configs.smoke").get_config()
+    config = importlib.import_module("fpjax.configs.smoke").get_config()
     found = ablate(config, epochs=1, variants=("as configured", "without masks"))
     assert found["as configured"].keys() == found["without masks"].keys()
 
@@ -111,7 +111,7 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     options = parser.parse_args()
-    chosen = importlib.import_module(f"configs.{options.config}").get_config()
+    chosen = importlib.import_module(f"fpjax.configs.{options.config}").get_config()
     if options.data:
         chosen.data.update({"source": "medmnist", "name": options.data, "num_train": 0})
     ablate(chosen, epochs=options.epochs, variants=options.variants)

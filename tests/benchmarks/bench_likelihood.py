@@ -122,7 +122,7 @@ def random_params(config: Config, shape: tuple[int, int, int]):
 
 @pytest.mark.bench
 def test_beside_scipy():
-    from configs import smoke
+    from fpjax.configs import smoke
 
     config = make_config(smoke.get_config())
     print(table(config, random_params(config, (8, 8, 1)), (8, 8, 1), 12))

@@ -80,7 +80,7 @@ def table(job: Job, times: np.ndarray, chains: int, rows: tuple[SamplerSettings,
 
 @pytest.mark.bench
 def test_samplers_on_the_smoke_run(tmp_path):
-    from configs import smoke
+    from fpjax.configs import smoke
     from fpjax.run import pipeline
 
     pipeline.run_audit(smoke.get_config(), workdir=str(tmp_path / "run"), stages=["data", "classifiers", "score"])

@@ -103,7 +103,7 @@ def table(job: Job, *, levels: int, chains: int, few: int) -> str:
 
 @pytest.mark.bench
 def test_strategies_on_the_smoke_run(tmp_path):
-    from configs import smoke
+    from fpjax.configs import smoke
     from fpjax.run import pipeline
 
     config = smoke.get_config()

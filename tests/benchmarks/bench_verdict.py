@@ -35,7 +35,7 @@ def audit_seed(name, seed, changes, workdir, *, classifiers="", null=False):
     Args:
       null: whether the score network is kept from seeing the members, which lie first among its images.
     """
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"fpjax.configs.{name}").get_config()
     config.seed = config.data.seed = seed
     for field, value in changes.items():
         section, leaf = field.split(".")

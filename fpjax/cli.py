@@ -1,0 +1,158 @@
+"""Command line of fpjax: flags and config in, exit status out.
+
+%s                                         audits the built-in phantoms
+%s --config=retinamnist                    one row of the paper's Table 2
+%s --config=my_config.py                   a config of your own; see configs/default.py
+%s --config=... --stage=data,score         some stages only
+%s --config=... --config.score.num_steps=8000 --workdir=runs/longer
+%s --config=... --dry_run                  what would be done, and how much work it is
+%s --config=... --stage=check              what it could find, on this machine, and how long it takes
+%s --config=... --stage=benchmark          how fast its networks run here
+%s --config=... --fail_on=leak             for release pipelines: exit status 3 if a leak is found
+%s --config=... --coordinator=HOST:PORT --num_processes=N --process_id=I    on several machines
+
+Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wrong, 3 by --fail_on.
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from .configs import DIRECTORY
+from .core.errors import RequestError, check, refuse
+
+CONFIG_SECONDS = 20  # a config that takes longer never ends
+SHIPPED = sorted(path.stem for path in DIRECTORY.glob("*.py"))
+# Configs of one file by the word after its name's colon.
+TABLE_2 = ("pathmnist", "retinamnist", "bloodmnist", "chestmnist", "organsmnist", "pneumoniamnist", "breastmnist")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; empty: runs/NAME of the config.")
+_STAGE = flags.DEFINE_list("stage", [], "Stages to run, comma-separated; empty: all.")
+_FAIL_ON = flags.DEFINE_string("fail_on", "", "Exit with 3 on this verdict: leak, or inconclusive for either.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the chains.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show what would be done and stop.")
+
+
+def config_path(given: str) -> str:
+    """File of a config, with what follows its colon: a path as it is, a name from among those that are shipped.
+
+    Raises:
+      RequestError: a name that is none of these, or the file of a config that lies in another one now.
+    """
+    path, colon, word = given.partition(":")
+    stem = Path(path).stem
+    if stem in TABLE_2 and Path(path).parent.name == "configs" and not Path(path).exists():
+        raise RequestError(
+            f"--config={given}: got a file that is one of configs/medmnist.py now, expected its name; "
+            f"fix: --config={stem}"
+        )
+    if "/" in path or path.endswith(".py"):
+        return given
+    if path in TABLE_2 and not colon:
+        path, colon, word = "medmnist", ":", path
+    check(
+        path in SHIPPED,
+        f"--config={given}",
+        got="a name that is not known here",
+        expected=f"a path to a file, or one of {', '.join([*SHIPPED, *TABLE_2])}",
+        fix="correct it",
+    )
+    return f"{DIRECTORY / path}.py{colon}{word}"
+
+
+def _with_paths(argv: list[str]) -> list[str]:
+    """The command line with the files of configs in place of their names."""
+    found = list(argv)
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config", "-config") and equals:
+            found[i] = f"{flag}={config_path(value)}"
+        elif flag in ("--config", "-config") and i + 1 < len(argv):
+            found[i + 1] = config_path(argv[i + 1])
+    return found
+
+
+def _out_of_time(*_: object) -> None:
+    raise TimeoutError(f"--config: got a file that had not ended after {CONFIG_SECONDS} s, expected a config")
+
+
+def _help(argv: list[str]) -> str:
+    """What `--help` prints."""
+    name = Path(argv[0]).name.replace("__main__.py", "python -m fpjax").replace("launch.py", "python launch.py")
+    usage, shipped = (__doc__ or "").replace("%s", name), ", ".join([*SHIPPED, *TABLE_2])
+    config = f"  --config: Name or file of a config; --config.SECTION.FIELD=VALUE changes a field.\n    ({shipped})"
+    return f"{usage}\n{flags.FLAGS.module_help(__name__)}\n{config}"
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags and config; whatever is wrong with them is one line and exit status 2."""
+    if any(word in ("--help", "-help", "-h") for word in argv[1:]):
+        print(_help(argv))
+        sys.exit(0)
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.alarm(CONFIG_SECONDS)
+    try:
+        argv = _with_paths(argv)
+        # Only here: it reads the default config, and what the command line says of its fields.
+        config_flags.DEFINE_config_file(
+            "config", str(DIRECTORY / "phantom.py"), "Name or file of a config.", lock_config=True
+        )
+        rest = flags.FLAGS(argv)
+        flags.FLAGS.config.to_dict()
+    except SystemExit:
+        if any(word.lstrip("-").startswith("help") for word in argv):
+            sys.exit(0)
+        sys.exit(
+            refuse("--config: got a file that ends the program, expected get_config(); fix: see configs/default.py")
+        )
+    except RequestError as error:
+        sys.exit(refuse(error))
+    # A config file is a program: it can fail in any way.
+    except (Exception, KeyboardInterrupt) as error:
+        # Of a traceback, what comes after its last line of code.
+        said, _, trace = str(error).partition("Traceback (most recent call last):")
+        lines = trace.strip().splitlines()
+        code = max((i for i, line in enumerate(lines) if line.startswith(" ")), default=-1)
+        last = " ".join(lines[code + 1 :])
+        if f"{RequestError.__name__}: " in last:
+            sys.exit(refuse(last.partition(f"{RequestError.__name__}: ")[2]))
+        error = type(error)(f"{said}{last}") if last else error
+        plain = isinstance(error, flags.Error | OSError)
+        known = f"configs here: {', '.join([*SHIPPED, *TABLE_2])}"
+        fix = known if isinstance(error, FileNotFoundError) else "--help lists the flags"
+        sys.exit(refuse(f"{error if plain else f'{type(error).__name__}: {error}'}; {fix}"))
+    finally:
+        signal.alarm(0)
+    if len(rest) > 1:
+        sys.exit(refuse(f"argument {rest[1]!r}: got a bare word, expected --flag=value; fix: --help lists the flags"))
+    return rest
+
+
+def main(_: list[str]) -> int:
+    """Runs the stages; exit status."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        # Imported only now: a mistyped flag should not wait for JAX.
+        from .run import pipeline
+    except KeyboardInterrupt:
+        return 1
+
+    return pipeline.main(
+        flags.FLAGS.config,
+        workdir=_WORKDIR.value,
+        stages=_STAGE.value,
+        dry_run=_DRY_RUN.value,
+        fail_on=_FAIL_ON.value,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+    )
+
+
+def run() -> None:
+    """The program: `fpjax`, `python -m fpjax` and `python launch.py`."""
+    app.run(main, flags_parser=_parse)
