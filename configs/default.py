@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
                 "learning_rate": 2e-4,  # score_sde's, as are warm-up and clipping
                 "warmup_steps": 5_000,
                 "grad_clip": 1.0,
+                "prediction": "epsilon",  # epsilon | v_prediction | sample | edm
                 "weighting": "simple",  # simple | likelihood: of the loss over t; the second for better bits/dim
                 "ema_decay": 0.9999,  # with warm-up, or 5 % of the random start would be left at 30,000 steps
                 "ema_extra": (),  # decays of more EMAs in the checkpoints, such as (0.999, 0.99995); never audited

@@ -1,6 +1,6 @@
 """`python -m fpjax`."""
 
-from fpjax.cli import run
+from .cli import run
 
 if __name__ == "__main__":
     run()

@@ -12,6 +12,7 @@ import fpjax
 PACKAGE = Path(fpjax.__file__).parent
 # A file imports only from folders that come earlier here and, in its own folder, without circles.
 FOLDERS = (
+    "configs",
     "core",
     "stats",
     "data",
@@ -52,7 +53,7 @@ def imports(path):
 
 
 def test_every_file_lies_in_a_folder():
-    assert {name.split(".")[0] for name in FILES} == set(FOLDERS)
+    assert {name.split(".")[0] for name in FILES} == {*FOLDERS} - {"configs"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,6 +7,7 @@ from scipy.stats import norm
 from fpjax.core.errors import RequestError
 from fpjax.diffusion.flow import prior_logp
 from fpjax.diffusion.grid import SPACINGS, log_snr, time_at_log_snr, time_grid
+from fpjax.diffusion.preconditioning import steps_or_continuous
 from fpjax.diffusion.sde import VE, VP, DiscreteVP, SdeSettings, SubVP, make_process
 
 from .gaussian import ALL_PROCESSES
@@ -61,9 +62,9 @@ def test_discrete_process_is_its_table():
     bars = np.cumprod(1 - betas)
     np.testing.assert_allclose(sde.marginal(t).scale ** 2, bars, rtol=1e-12)
     np.testing.assert_allclose(sde.marginal(jnp.asarray(t, jnp.float32)).scale ** 2, bars, rtol=3e-6)
-    np.testing.assert_allclose(sde.network_time(jnp.asarray(t, jnp.float32)), np.arange(1000), atol=1e-4)
+    np.testing.assert_allclose(steps_or_continuous(sde, jnp.asarray(t, jnp.float32)), np.arange(1000), atol=1e-4)
     np.testing.assert_allclose(sde.beta(t[1:-1]) / (1000 * betas[1:-1]), 1, atol=0.1)
-    assert float(sde.network_time(np.float64(1e-5))) == 0.0
+    assert float(steps_or_continuous(sde, np.float64(1e-5))) == 0.0
     grid = time_grid(sde, 1000, t_min=1e-3)
     np.testing.assert_allclose(grid.scale[1:] ** 2, bars, rtol=1e-6)
     # DDPM's own posterior (Ho et al. 2020, eq. 7).

@@ -11,33 +11,24 @@ from jaxtyping import Array, Float
 from ..core.errors import one_of
 from ..core.types import Image, Images, Key, ScoreFn, Time
 from .grid import log_snr, time_at_log_snr
-from .sde import T_MIN_DENSITY, Process
+from .preconditioning import PREDICTIONS, combine, preconditioning
+from .sde import T_MIN_DENSITY, Marginal, Process
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 WEIGHTINGS = ("simple", "likelihood")
 
 
 def make_score_fn(sde: Process, model: nn.Module, params: Any, *, prediction: str = PREDICTIONS[0]) -> ScoreFn:
-    """Score of one image at one time, -epsilon / std(t) (Song et al. 2021, App. C).
-
-    With x_t = scale x_0 + std epsilon, a network that does not predict epsilon gives it as
-
-        v_prediction, v = scale epsilon - std x_0 (Salimans & Ho 2022):  (scale v + std x_t) / (scale^2 + std^2)
-        sample, x_0:                                                     (x_t - scale x_0) / std
+    """Score of one image at one time, -noise / std(t) (Song et al. 2021, App. C), by a network that predicts something.
 
     Args:
-      prediction: one of `PREDICTIONS`; those that are trained here predict epsilon.
+      prediction: one of `PREDICTIONS`; see `preconditioning`.
     """
-    one_of("prediction", prediction, PREDICTIONS)
+    how = preconditioning(prediction)
 
     def score_fn(x: Image, t: Time) -> Image:
-        net = model.apply({"params": params}, sde.network_scale(t) * x[None], sde.network_time(t)[None])[0]
-        scale, std = sde.marginal(t)
-        if prediction == "v_prediction":
-            net = (scale * net + std * x) / (scale**2 + std**2)
-        elif prediction == "sample":
-            net = (x - scale * net) / std
-        return -net / std
+        net = model.apply({"params": params}, how.scale_in(sde, t) * x[None], how.time(sde, t)[None])[0]
+        at = sde.marginal(t)
+        return -combine(how.skip(at), x, how.out(at), net) / at.std
 
     return score_fn
 
@@ -74,8 +65,11 @@ def dsm_losses(
     key: Key,
     t_min: float = T_MIN_DENSITY,
     weighting: str = WEIGHTINGS[0],
+    prediction: str = PREDICTIONS[0],
 ) -> DsmLosses:
-    """Denoising score matching (paper eq. 4): the mean of (net - noise)^2 over each image, at a time of its own.
+    """Denoising score matching (paper eq. 4): the mean of (net - target)^2 over each image, at a time of its own.
+
+    The target is the noise, or what else `prediction` names.
 
     Args:
       images: (n, h, w, c) in model range, dequantised by the caller.
@@ -83,15 +77,20 @@ def dsm_losses(
         masks do.
       t_min: lower end of the times, in (0, 1).
       weighting: "simple", lambda = std^2 with t uniform; or "likelihood", lambda = g^2 divided by the mean over t of
-        g^2 / std^2, so that losses and learning rates keep their size, with t drawn by importance.
+        g^2 / std^2, so that losses and learning rates keep their size, with t drawn by importance. Of a network that
+        predicts the noise; of others it weights their own loss by the noise's g^2 / std^2.
+      prediction: one of `PREDICTIONS`.
     """
     one_of("weighting", weighting, WEIGHTINGS)
     keys = key if key.ndim else jax.random.split(key, len(images))
     keys_t, keys_noise, keys_dropout = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     t = jax.vmap(lambda key: draw_times(sde, 1, key=key, t_min=t_min, weighting=weighting)[0])(keys_t)
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys_noise)
-    (scale, std), factor = sde.marginal(t), sde.network_scale(t)
-    scale, std, factor = (m[:, None, None, None] for m in (scale, std, factor))
+    how = preconditioning(prediction)
+    at, factor = sde.marginal(t), how.scale_in(sde, t)
+    (scale, std), factor = (m[:, None, None, None] for m in at), factor[:, None, None, None]
+    at = Marginal(scale, std)
     x = factor * (scale * images + std * noise)
-    net = model.apply({"params": params}, x, sde.network_time(t), train=True, rngs={"dropout": keys_dropout[0]})
-    return DsmLosses(t, jnp.mean((net - noise) ** 2, axis=(1, 2, 3)))  # pyright: ignore[reportOperatorIssue]
+    net = model.apply({"params": params}, x, how.time(sde, t), train=True, rngs={"dropout": keys_dropout[0]})
+    target = combine(how.data(at), images, how.noise_part(at), noise)
+    return DsmLosses(t, jnp.mean((net - target) ** 2, axis=(1, 2, 3)))  # pyright: ignore[reportOperatorIssue]

@@ -53,16 +53,8 @@ class Process(Protocol):
         """The nearest times that a sampler may stop at: all, unless the process has steps of its own."""
         return t
 
-    def network_time(self, t: Values) -> Values:
-        """The time as a network is told it, in [0, 999] (score_sde's convention for continuous models)."""
-        return cast(Values, 999.0 * t)
 
-    def network_scale(self, t: Values) -> Values:
-        """Factor on x_t before a network sees it."""
-        return cast(Values, 0.0 * t + 1.0)
-
-
-def _numpy(t: jax.Array | np.ndarray | np.float64) -> Any:
+def numpy_of(t: jax.Array | np.ndarray | np.float64) -> Any:
     """The module that computes with `t`."""
     return jnp if isinstance(t, jax.Array) else np
 
@@ -116,13 +108,13 @@ class SubVP(_LinearBeta):
 
     def marginal(self, t: Values) -> Marginal[Values]:
         """See `Process`."""
-        log_scale, xp = self.log_scale(t), _numpy(t)
+        log_scale, xp = self.log_scale(t), numpy_of(t)
         # expm1: in float32, 1 - exp(.) is already several percent off at t = 1e-5.
         return Marginal(scale=xp.exp(log_scale), std=-xp.expm1(2.0 * log_scale))
 
     def coefficients(self, t: Values) -> tuple[Values, Values]:
         """See `Process`."""
-        beta, xp = self.beta(t), _numpy(t)
+        beta, xp = self.beta(t), numpy_of(t)
         return cast(Values, -0.5 * beta), xp.sqrt(-beta * xp.expm1(4.0 * self.log_scale(t)))
 
 
@@ -135,13 +127,13 @@ class _VariancePreserving(Process, Protocol):
 
     def marginal(self, t: Values) -> Marginal[Values]:
         """See `Process`."""
-        log_scale, xp = self.log_scale(t), _numpy(t)
+        log_scale, xp = self.log_scale(t), numpy_of(t)
         return Marginal(scale=xp.exp(log_scale), std=xp.sqrt(abs(xp.expm1(2.0 * log_scale))))
 
     def coefficients(self, t: Values) -> tuple[Values, Values]:
         """See `Process`."""
         beta = self.beta(t)
-        return cast(Values, -0.5 * beta), _numpy(t).sqrt(beta)
+        return cast(Values, -0.5 * beta), numpy_of(t).sqrt(beta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +152,7 @@ class DiscreteVP(_VariancePreserving):
 
     Step k has time t = (k + 1) / N, where scale^2 is alpha_bar_k exactly. Between these times log alpha_bar is a
     monotone cubic, so that beta(t) is continuous and the SDE, its flow and its likelihood are defined everywhere.
-    Grids stop at the steps alone, and a network is told k, as it was trained.
+    Grids stop at the steps alone.
 
     Attributes:
       betas: beta_k of each step, in (0, 1).
@@ -182,7 +174,7 @@ class DiscreteVP(_VariancePreserving):
         """Coefficients of log scale, lowest power first, in the interval that holds t; and t's place in it."""
         steps = np.arange(len(self.betas) + 1.0)
         values = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.asarray(self.betas, np.float64)))])
-        xp, pieces = _numpy(t), PchipInterpolator(steps, values).c[::-1].T
+        xp, pieces = numpy_of(t), PchipInterpolator(steps, values).c[::-1].T
         place = t * len(self.betas)
         row = xp.clip(xp.floor(place), 0, len(pieces) - 1)
         return xp.asarray(pieces, row.dtype)[row.astype(int)], place - row
@@ -202,10 +194,6 @@ class DiscreteVP(_VariancePreserving):
         place, steps = np.arange(len(t)), np.maximum(np.round(t * len(self.betas)), 1)
         upward = np.maximum.accumulate(steps - place) + place
         return np.minimum(upward, len(self.betas) - place[::-1]) / len(self.betas)
-
-    def network_time(self, t: Values) -> Values:
-        """The step's number k = N t - 1."""
-        return _numpy(t).maximum(t * len(self.betas) - 1.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,20 +225,13 @@ class VE(Process):
 
     def marginal(self, t: Values) -> Marginal[Values]:
         """See `Process`."""
-        xp = _numpy(t)
+        xp = numpy_of(t)
         return Marginal(scale=xp.ones_like(t), std=self.sigma_min * xp.sqrt(xp.expm1(2.0 * self._log_ratio * t)))
 
     def coefficients(self, t: Values) -> tuple[Values, Values]:
         """See `Process`."""
-        sigma = self.sigma_min * _numpy(t).exp(self._log_ratio * t)
+        sigma = self.sigma_min * numpy_of(t).exp(self._log_ratio * t)
         return cast(Values, 0.0 * t), cast(Values, np.sqrt(2.0 * self._log_ratio).item() * sigma)
-
-    def network_scale(self, t: Values) -> Values:
-        """1 / sqrt(1 + std^2): the network sees the variance-preserving image of the same signal-to-noise ratio.
-
-        Its time, 999 t, is already affine in log sigma, which is what score_sde's networks for VE are told.
-        """
-        return cast(Values, 1.0 / _numpy(t).sqrt(1.0 + self.marginal(t).std ** 2))
 
 
 @dataclasses.dataclass(frozen=True)

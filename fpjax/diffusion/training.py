@@ -22,6 +22,7 @@ from ..core.errors import StageError, check, in_range, one_of, whole
 from ..core.metrics import MetricsLog
 from ..core.progress import Progress, stopping
 from ..core.types import Images, Key, Scalar
+from .preconditioning import PREDICTIONS
 from .score import WEIGHTINGS
 
 # From parameters, a batch and one key for each image: the time and the loss of each image, both of shape (n,).
@@ -40,6 +41,7 @@ class TrainingSettings:
       accumulate: parts that a device takes its share of the batch in, one after the other: less memory, the same step.
       learning_rate: Adam's, reached after `warmup_steps` steps of linear warm-up.
       grad_clip: largest global norm of the gradient.
+      prediction: what the network predicts, one of `preconditioning.PREDICTIONS`.
       weighting: of the loss over t, one of `score.WEIGHTINGS`; see `dsm_losses`.
       ema_decay: upper limit of the EMA's decay, which is min(ema_decay, (1 + n) / (10 + n)) at step n; these weights
         are the model that is audited.
@@ -58,6 +60,7 @@ class TrainingSettings:
     learning_rate: float = 2e-4
     warmup_steps: int = 5_000
     grad_clip: float = 1.0
+    prediction: str = PREDICTIONS[0]
     weighting: str = WEIGHTINGS[0]
     ema_decay: float = 0.9999
     ema_extra: tuple[float, ...] = ()
@@ -84,6 +87,7 @@ class TrainingSettings:
         in_range("score.ema_decay", self.ema_decay, 0.0, 1.0)
         for decay in self.ema_extra:
             in_range("score.ema_extra", decay, 0.0, 1.0)
+        one_of("score.prediction", self.prediction, PREDICTIONS)
         one_of("score.weighting", self.weighting, WEIGHTINGS)
         check(
             self.batch_size % self.accumulate == 0,

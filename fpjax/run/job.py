@@ -30,7 +30,7 @@ from ..diffusion.oracle import empirical_score_fn
 from ..diffusion.pretrained.imported import Imported, file_digests, read_imported
 from ..diffusion.results import ScoreResult
 from ..diffusion.sampling import make_grid, make_sampler
-from ..diffusion.score import PREDICTIONS, DsmLosses, dsm_losses, make_score_fn
+from ..diffusion.score import DsmLosses, dsm_losses, make_score_fn
 from ..diffusion.sde import Process
 from ..diffusion.training import TrainState, init_state
 from ..engine.chains import Engine, make_engine, run_chains
@@ -190,7 +190,7 @@ class Job(Workdir):
         Args:
           dtype: in which the network computes; empty: as the config says.
         """
-        prediction = self.imported.prediction if self.imported else PREDICTIONS[0]
+        prediction = self.imported.prediction if self.imported else self.config.score.prediction
         model = UNet(dataclasses.replace(self.model.settings, dtype=dtype)) if dtype else self.model
         return make_score_fn(self.process, model, params, prediction=prediction)
 
@@ -198,8 +198,9 @@ class Job(Workdir):
         """Training losses of a batch of bytes, with one key for each image."""
         keys_noise, keys_loss = jax.vmap(jax.random.split, out_axes=1)(keys)
         x = jax.vmap(dequantize)(keys_noise, images) if self.config.data.dequantize else to_model(images)
-        weighting = self.config.score.weighting
-        return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, weighting=weighting)
+        score = self.config.score
+        how = {"weighting": score.weighting, "prediction": score.prediction}
+        return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, **how)
 
     def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0, devices: Any = None) -> Engine:
         settings = self.config.engine

@@ -1,7 +1,7 @@
 """A model of diffusers in place of one that is trained here: what a run keeps of it, so that it outlives its directory.
 
 Its times are those of its scheduler. One without a scheduler is taken as `make_score_fn` takes the models trained here:
-it predicts epsilon of the config's `sde`, and is told `network_time`.
+it predicts epsilon of the config's `sde`, and is told 999 t.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from ...core.errors import RequestError, check
-from ..score import PREDICTIONS
+from ..preconditioning import PREDICTIONS
 from ..sde import DiscreteVP, Process
 from .architecture import Architecture, read_architecture
 from .scheduler import Scheduler, read_scheduler
