@@ -1,5 +1,6 @@
 """The Python interface: the README's lines, arguments that are not as they must be, and curves with a closed form."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -75,6 +76,36 @@ def test_plain_samples_are_counted():
     q = norm.sf(B, *chain_end(SDE, grid, "ancestral", MEAN, STD, 10, 0.0))
     assert abs(found.num_detected[0] - 2000 * q) < 4.5 * np.sqrt(2000 * q * (1 - q)) + 2000 * 1e-3
     assert found.num_samples == 2000
+
+
+class Callable:
+    def __call__(self, images):
+        return detect(images)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda images: detect(images),
+        functools.partial(lambda bound, images: detect(images), 0.5),
+        jax.jit(detect),
+        Callable(),
+        lambda images: tuple(np.asarray(scores) for scores in detect(images)),
+    ],
+    ids=["lambda", "partial", "jitted", "object", "numpy"],
+)
+def test_any_callable_is_a_detector(wrapped):
+    found = search(detect=wrapped, levels=[1, 3], num_chains=8)
+    expected = search(levels=[1, 3], num_chains=8)
+    np.testing.assert_array_equal(found.num_detected, expected.num_detected)
+    counted = [
+        fpjax.audit_count(
+            gaussian_score_fn(SDE, MEAN, STD), SDE, judge, TARGETS, key=jax.random.key(1), num_samples=50, num_members=1,
+            sampler=SAMPLER, engine=fpjax.EngineSettings(slots=64, block_steps=20),
+        )
+        for judge in (wrapped, detect)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(counted[0].num_detected, counted[1].num_detected)
 
 
 @pytest.mark.parametrize(

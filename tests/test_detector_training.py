@@ -23,7 +23,7 @@ from fpjax.data.phantom import phantom_images
 from fpjax.detectors.augment import stamp_randomly
 from fpjax.detectors.augmix import AugMixSettings, jensen_shannon
 from fpjax.detectors.calibration import Sight
-from fpjax.detectors.classifier import NAMES, make_detect_fn, make_models, train_detectors
+from fpjax.detectors.classifier import NAMES, make_classifier_detector, make_models, train_detectors
 from fpjax.detectors.examples import DetectorData, Task
 from fpjax.detectors.fitting import FitState, init_fit, make_fit_step
 from fpjax.detectors.settings import ClassifierSettings
@@ -72,7 +72,7 @@ def trained(tmp_path_factory):
     models = make_models(ResNetSettings((1, 1), block="basic", width=8, stem="small"), HEADS)
     found = train(tmp_path_factory.mktemp("trained"), models, settings)
     assert found.seen.all()
-    detect = make_detect_fn(models, *(found.variables[name] for name in NAMES), calibration=found.calibration)
+    detect = make_classifier_detector(models, found.variables, calibration=found.calibration).detect_fn
     return detect, *phantom_data()
 
 

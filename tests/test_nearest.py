@@ -17,7 +17,7 @@ TARGET = np.zeros((1, 1, 2, 1), np.float32)
 
 def score(x, *, neighbours=2, ratio=1 / 3):
     settings = ClassifierSettings(detector="nearest", neighbours=neighbours, ratio=ratio)
-    fingerprint, identity = make_nearest_detector(PLANE, TARGET, settings).detect(
+    fingerprint, identity = make_nearest_detector(PLANE, TARGET, settings).detect_fn(
         jnp.asarray(x, jnp.float32).reshape(-1, 1, 2, 1)
     )
     assert np.all(np.asarray(fingerprint) == 1)
@@ -43,7 +43,7 @@ def test_a_copy_scores_one_and_an_unrelated_image_zero():
     assert (copy, neighbour) == (1, 0)
     images = random_images(40, 0)
     settings = ClassifierSettings(detector="nearest", neighbours=5)
-    detect = make_nearest_detector(images[:30], images[30:35], settings).detect
+    detect = make_nearest_detector(images[:30], images[30:35], settings).detect_fn
     # Exactly one, although distances as products would cancel to 1e-3 of the neighbours'.
     np.testing.assert_array_equal(detect(images[30:])[1], np.eye(10, 5))
 
@@ -73,7 +73,7 @@ def test_errors_are_counted_where_they_are_made():
 
     def errors(max_noise, distance):
         settings = ClassifierSettings(detector="nearest", max_noise=max_noise, distance=distance)
-        detect = make_nearest_detector(to_model(references), to_model(targets), settings).detect
+        detect = make_nearest_detector(to_model(references), to_model(targets), settings).detect_fn
         found, _ = measure_errors(
             detect, held_out, targets, targets, key=jax.random.key(0), radius=0, marks=False, settings=settings
         )
@@ -93,7 +93,7 @@ def test_the_absolute_boundary_lies_at_the_difference():
     settings = ClassifierSettings(detector="nearest", distance="absolute", max_difference=np.sqrt(0.125))
     detector = make_nearest_detector(PLANE, TARGET, settings)
     images = np.array([[0.6, 0.8], [0.59, 0.79], [0.61, 0.81], [0, 0]], np.float32).reshape(-1, 1, 2, 1)
-    on, inside, outside, copy = np.asarray(detector.detect(images)[1])[:, 0]
+    on, inside, outside, copy = np.asarray(detector.detect_fn(images)[1])[:, 0]
     assert on == pytest.approx(0.5, abs=1e-6)
     assert inside > 0.5 > outside
     assert copy == 1

@@ -266,7 +266,7 @@ def roc(decision, condition, area, *, false=(2, 400, 6.1e-4, 0.018)):
     )  # fmt: skip
 
 
-DETECTOR = audit.Detector(
+DETECTOR = audit.DetectorErrors(
     description="two networks",
     marks=True,
     advice="train them longer",

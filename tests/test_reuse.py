@@ -57,8 +57,8 @@ def test_another_runs_classifiers_are_used_for_another_training_set(smoke, envir
         if path.is_file()
     )
     run = run_of(tmp_path / "second", data__num_train=5, classifiers__path=str(tmp_path / "first"))
-    scores = run.detector.detect(jnp.asarray(run.targets))
-    own = run_of(smoke[0]).detector.detect(jnp.asarray(run.targets))
+    scores = run.detector.detect_fn(jnp.asarray(run.targets))
+    own = run_of(smoke[0]).detector.detect_fn(jnp.asarray(run.targets))
     for mine, theirs in zip(scores, own, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     # Asking for classifiers of its own now is another request.

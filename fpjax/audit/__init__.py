@@ -3,7 +3,7 @@ from .results import AuditResult as AuditResult
 from .results import Bound as Bound
 from .results import BoundCell as BoundCell
 from .results import Curve as Curve
-from .results import Detector as Detector
+from .results import DetectorErrors as DetectorErrors
 from .results import Gate as Gate
 from .results import Heads as Heads
 from .results import MemberNll as MemberNll

@@ -10,7 +10,7 @@ from ..detectors.evaluation import Roc
 from ..detectors.results import ClassifiersResult
 from ..studies.memoriser import OracleResult
 from ..studies.tally import CountResult
-from .results import Detector, Gate, Heads, RocCurve, Sensitivity
+from .results import DetectorErrors, Gate, Heads, RocCurve, Sensitivity
 from .verdict import BETA, AuditSettings, Rate, SelfTest, count_p, make_rate
 
 
@@ -55,7 +55,7 @@ def _heads(images: str, hits: np.ndarray, num_images: int, *, first: int, settin
 
 def detector_errors(
     classifiers: ClassifiersResult, count: CountResult, oracle: OracleResult, settings: AuditSettings, *, seed: int
-) -> Detector:
+) -> DetectorErrors:
     """The detector's errors from what the stages counted."""
     real, c, said, members = (
         classifiers.errors,
@@ -82,7 +82,7 @@ def detector_errors(
     returns = _sensitivity(low, count.sensitivity_chains, first=members, confidence=c)
     worst = make_rate(int(controls.max()), n, c) if len(controls) else real_joint
     trained = classifiers.trained
-    return Detector(
+    return DetectorErrors(
         description=said.description,
         marks=said.marks,
         advice=said.advice,

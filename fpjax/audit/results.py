@@ -128,7 +128,7 @@ class Gate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Detector:
+class DetectorErrors:
     """Errors of the detectors, measured."""
 
     description: str  # what detects, in the detector's own words
@@ -248,7 +248,7 @@ class AuditResult:
     targets: list[TargetResult]
     model: ModelTests
     tests: list[MemberTests]
-    detector: Detector
+    detector: DetectorErrors
     nll: list[NllGroup]
     num_train: int
     num_samples: int

@@ -35,16 +35,23 @@ class Detector(NamedTuple):
     """How images are judged, and what is said of it; search, count and report ask for nothing else.
 
     Attributes:
-      detect: scores of images.
+      weights: pytree that `detect` reads: an argument of the compiled program, not a constant in it.
+      detect: a pure function of (weights, images) to scores, as of `DetectFn`.
       description: one line for the report.
       marks: whether it looks for the mark as well as for the target; its fingerprint score is 1 otherwise.
       advice: what makes it err less, for the verdict.
     """
 
-    detect: DetectFn
+    weights: Any
+    detect: Callable[[Any, Images], Any]
     description: str
     marks: bool
     advice: str
+
+    @property
+    def detect_fn(self) -> DetectFn:
+        """Scores of images by these weights."""
+        return lambda images: self.detect(self.weights, images)
 
 
 def check_scores(fingerprint: Any, identity: Any, *, images: int, targets: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from ..core.checkpoints import Checkpoints
 from ..core.metrics import MetricsLog
-from ..core.types import DetectFn, Images, Key
+from ..core.types import Images, Key
 from ..models.resnet import ResNet, ResNetSettings
 from .augmix import AugMixSettings
 from .base import Detector
@@ -30,7 +30,7 @@ from .settings import ClassifierSettings
 NAMES = ("fingerprint", "identity")
 
 
-class Detectors(NamedTuple):
+class TrainedClassifiers(NamedTuple):
     """Trained variables of both classifiers, or of the identity's alone; how they came about; what they see."""
 
     variables: dict[str, Any]  # by name
@@ -69,7 +69,7 @@ def train_detectors(
     log: MetricsLog,
     spares: int = 0,
     devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
-) -> Detectors:
+) -> TrainedClassifiers:
     """Trains the classifiers that there are checkpoints for, both or the identity's; takes up what these hold.
 
     One after the other: under one `vmap` over their weights, convolutions become grouped ones, which are slower than
@@ -90,7 +90,7 @@ def train_detectors(
       devices: those that share each batch; None takes all local ones. Checkpoints fit any number.
 
     Returns:
-      The classifiers, whether or not the gate has opened: `Detectors.seen` tells.
+      The classifiers, whether or not the gate has opened: `TrainedClassifiers.seen` tells.
 
     Raises:
       RequestError: before anything is computed, if data, models and settings do not fit each other.
@@ -134,7 +134,7 @@ def train_detectors(
                 checkpoints=checkpoints[name],
                 log=log,
             )
-    return Detectors(
+    return TrainedClassifiers(
         {name: jax.device_put(state.averaged, first) for name, (state, _) in fits.items()},
         {name: int(state.attempt) + 1 for name, (state, _) in fits.items()},
         {name: int(state.step) // settings.steps_per_epoch for name, (state, _) in fits.items()},
@@ -142,56 +142,47 @@ def train_detectors(
     )
 
 
+class Weights(NamedTuple):
+    """What the classifiers' scores are made of."""
+
+    fingerprint: Any | None  # variables; None: the score is 1
+    identity: Any
+    calibration: tuple[Array, Array]  # logits at which a score is 1/2: of the mark, and of each head
+    rows: Array  # heads that are kept, in the order of their targets
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(
-    models: tuple[ResNet, ResNet], fingerprint: Any, identity: Any, calibration: Any, rows: Any, images: Images
-) -> tuple[Array, Array]:
-    who: Any = jax.nn.sigmoid((models[1].apply(identity, images) - calibration[1])[:, rows])
-    if fingerprint is None:
+def _scores(models: tuple[ResNet, ResNet], weights: Weights, images: Images) -> tuple[Array, Array]:
+    """Scores of both classifiers in evaluation mode; see `DetectFn`."""
+    logits: Any = models[1].apply(weights.identity, images)
+    who = jax.nn.sigmoid((logits - weights.calibration[1])[:, weights.rows])
+    if weights.fingerprint is None:
         return jnp.ones(len(images)), who
-    disc: Any = models[0].apply(fingerprint, images)
-    return jax.nn.sigmoid(disc[:, 0] - calibration[0]), who
-
-
-def make_detect_fn(
-    models: tuple[ResNet, ResNet],
-    fingerprint: Any | None,
-    identity: Any,
-    *,
-    calibration: Calibration | None = None,
-    rows: np.ndarray | None = None,
-) -> DetectFn:
-    """Scores of both classifiers in evaluation mode, compiled; without the first, its score is 1. See `DetectFn`.
-
-    The weights are arguments of the compiled function, not constants in it.
-
-    Args:
-      calibration: thresholds of the heads, at which a score is 1/2; None: logits of 0.
-      rows: heads that are kept, in the order of their targets; None: all.
-    """
-    heads = models[1].num_heads
-    calibration = calibration or Calibration(0.0, np.zeros(heads, np.float32))
-    offsets = jnp.float32(calibration.fingerprint), jnp.asarray(calibration.identity, jnp.float32)
-    rows = np.arange(heads) if rows is None else rows
-    return functools.partial(_scores, models, fingerprint, identity, offsets, jnp.asarray(rows, jnp.int32))
+    disc: Any = models[0].apply(weights.fingerprint, images)
+    return jax.nn.sigmoid(disc[:, 0] - weights.calibration[0]), who
 
 
 def make_classifier_detector(
     models: tuple[ResNet, ResNet],
     variables: dict[str, Any],
     *,
-    calibration: Calibration,
+    calibration: Calibration | None = None,
     rows: np.ndarray | None = None,
 ) -> Detector:
     """Detector by both classifiers, or by the identity classifier alone (paper, section 6).
 
     Args:
       variables: of one or both of `NAMES`.
-      calibration, rows: of `make_detect_fn`.
+      calibration: thresholds of the heads, at which a score is 1/2; None: logits of 0.
+      rows: heads that are kept, in the order of their targets; None: all.
     """
-    fingerprint = variables.get(NAMES[0])
+    heads, fingerprint = models[1].num_heads, variables.get(NAMES[0])
+    calibration = calibration or Calibration(0.0, np.zeros(heads, np.float32))
+    offsets = jnp.float32(calibration.fingerprint), jnp.asarray(calibration.identity, jnp.float32)
+    kept = jnp.asarray(np.arange(heads) if rows is None else rows, jnp.int32)
     return Detector(
-        make_detect_fn(models, fingerprint, variables[NAMES[1]], calibration=calibration, rows=rows),
+        Weights(fingerprint, variables[NAMES[1]], offsets, kept),
+        functools.partial(_scores, models),
         "identity classifier alone" if fingerprint is None else "fingerprint and identity classifier, both",
         marks=fingerprint is not None,
         advice="train the detectors longer",

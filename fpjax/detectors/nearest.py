@@ -6,6 +6,7 @@ absolute distance is offered too: it needs no training images, and its false hit
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,45 +60,44 @@ def _scores(measure: jax.Array, limit: float) -> tuple[Float[Array, " n"], Score
 
 
 @functools.partial(jax.jit, static_argnames=("neighbours", "ratio"))
-def nearest_scores(
-    references: Images, targets: Images, images: Images, *, neighbours: int, ratio: float
+def _ratio_scores(
+    weights: tuple[Images, Images], images: Images, *, neighbours: int, ratio: float
 ) -> tuple[Float[Array, " n"], Scores]:
-    """Scores by `nearest_ratios`, 1/2 at `ratio`."""
+    """Scores by `nearest_ratios`, 1/2 at `ratio`; of the references and the targets."""
+    references, targets = weights
     return _scores(nearest_ratios(references, targets, images, neighbours=neighbours), ratio)
 
 
 @functools.partial(jax.jit, static_argnames="limit")
-def absolute_scores(targets: Images, images: Images, *, limit: float) -> tuple[Float[Array, " n"], Scores]:
+def _absolute_scores(targets: Images, images: Images, *, limit: float) -> tuple[Float[Array, " n"], Scores]:
     """Scores by the root mean square difference of the pixels, with black 0 and white 1; 1/2 at `limit`."""
     return _scores(0.5 * distances(targets, images) / images[0].size ** 0.5, limit)
 
 
 def make_nearest_detect_fn(references: np.ndarray, targets: np.ndarray, *, neighbours: int, ratio: float) -> DetectFn:
-    """Detector by `nearest_ratios`; above a score of 1/2 the ratio is below `ratio`. The fingerprint's score is 1.
+    """Scores by `nearest_ratios`; above a score of 1/2 the ratio is below `ratio`. The fingerprint's score is 1.
 
     Args:
       references: (n, h, w, c) in model range, at least one.
       targets: (k, h, w, c) in model range, with their discs if they have any.
       neighbours: where there are fewer references, all of them are taken.
     """
-    return functools.partial(
-        nearest_scores,
-        jnp.asarray(references),
-        jnp.asarray(targets),
-        neighbours=min(neighbours, len(references)),
-        ratio=ratio,
-    )
+    weights, most = (jnp.asarray(references), jnp.asarray(targets)), min(neighbours, len(references))
+    return lambda images: _ratio_scores(weights, images, neighbours=most, ratio=ratio)
 
 
 def make_nearest_detector(references: np.ndarray, targets: np.ndarray, settings: ClassifierSettings) -> Detector:
     """Detector by the distances that `settings.distance` names; arguments as of `make_nearest_detect_fn`."""
     neighbours, stretch = min(settings.neighbours, len(references)), 2 * (1 - settings.threshold)
+    weights: Any = jnp.asarray(targets)
     if settings.distance == "absolute":
-        detect: DetectFn = functools.partial(absolute_scores, jnp.asarray(targets), limit=settings.max_difference)
+        detect = functools.partial(_absolute_scores, limit=settings.max_difference)
         what, at, field = "root mean square difference to the target", settings.max_difference, "max_difference"
         unit = "of the range from black to white"
     else:
-        detect = make_nearest_detect_fn(references, targets, neighbours=neighbours, ratio=settings.ratio)
+        weights = jnp.asarray(references), weights
+        detect = functools.partial(_ratio_scores, neighbours=neighbours, ratio=settings.ratio)
         what, at, field = "nearest training images: distance to the target", settings.ratio, "ratio"
         unit = f"of the mean to the {neighbours} nearest others"
-    return Detector(detect, f"{what} below {stretch * at:.3g} {unit}", marks=False, advice=f"lower classifiers.{field}")
+    text = f"{what} below {stretch * at:.3g} {unit}"
+    return Detector(weights, detect, text, marks=False, advice=f"lower classifiers.{field}")

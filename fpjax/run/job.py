@@ -199,8 +199,15 @@ class Job(Workdir):
         keys_noise, keys_loss = jax.vmap(jax.random.split, out_axes=1)(keys)
         x = jax.vmap(dequantize)(keys_noise, images) if self.config.data.dequantize else to_model(images)
         score = self.config.score
-        how = {"weighting": score.weighting, "prediction": score.prediction}
-        return dsm_losses(self.config.process, self.model, params, x, key=keys_loss, **how)
+        return dsm_losses(
+            self.config.process,
+            self.model,
+            params,
+            x,
+            key=keys_loss,
+            weighting=score.weighting,
+            prediction=score.prediction,
+        )
 
     def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0, devices: Any = None) -> Engine:
         settings = self.config.engine

@@ -75,9 +75,10 @@ def train(run, settings):
         )
         for part in checkpoints.values():
             part.close()
-    weights = (found.variables[name] for name in classifier.NAMES)
-    detect = classifier.make_detect_fn(run.classifier_models, *weights, calibration=found.calibration)
-    return detect, tuple(found.epochs.values()), time.perf_counter() - start
+    detector = classifier.make_classifier_detector(
+        run.classifier_models, found.variables, calibration=found.calibration
+    )
+    return detector.detect_fn, tuple(found.epochs.values()), time.perf_counter() - start
 
 
 def ablate(config, *, epochs, variants=tuple(VARIANTS)):

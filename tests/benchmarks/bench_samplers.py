@@ -53,7 +53,7 @@ def measure(job: Job, sampler: SamplerSettings, times: np.ndarray, chains: int) 
     for work in (make_work(0, 1, 1), make_work(0, np.unique(levels), chains)):
         started, hits[:] = time.monotonic(), 0
         for block in run_chains(engine, job.score_params, job.targets, work, key=jax.random.key(0)):
-            joint = joint_scores(*detect_all(job.detector.detect, block.images, block.rows))
+            joint = joint_scores(*detect_all(job.detector.detect_fn, block.images, block.rows))
             np.add.at(hits, block.level, joint[:, 0] > job.config.classifiers.threshold)
             spent, seconds = block.state.num_useful, time.monotonic() - started
     found = np.unique(levels)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpjax.detectors.classifier import make_detect_fn, make_models
+from fpjax.detectors.classifier import NAMES, make_classifier_detector, make_models
 from fpjax.diffusion.grid import time_grid
 from fpjax.diffusion.sampling import make_sampler
 from fpjax.diffusion.score import make_score_fn
@@ -46,7 +46,10 @@ class Bench:
         self.params = jax.jit(model.init)(self.key, x[:1], t[:1])["params"]
         self.num_params = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         classifiers = make_models(settings.resnet, settings.data.num_members + settings.data.num_count_controls)
-        self.detect = make_detect_fn(classifiers, *(jax.jit(each.init)(self.key, x[:1]) for each in classifiers))
+        self.detect = make_classifier_detector(
+            classifiers,
+            {name: jax.jit(each.init)(self.key, x[:1]) for name, each in zip(NAMES, classifiers, strict=True)},
+        ).detect_fn
         self.grid, sde = time_grid(settings.process, levels), settings.process
 
         def sampler(params):

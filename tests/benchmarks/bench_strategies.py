@@ -86,7 +86,7 @@ def table(job: Job, *, levels: int, chains: int, few: int) -> str:
             engine,
             job.score_params,
             job.targets,
-            job.detector.detect,
+            job.detector.detect_fn,
             asked,
             num_members=1,
             threshold=job.config.classifiers.threshold,

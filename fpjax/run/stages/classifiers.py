@@ -17,7 +17,7 @@ from ...core.store import tree_digest, write_arrays
 from ...data.plant import DataResult, describe_membership
 from ...detectors import classifier
 from ...detectors.augmix import AugMixSettings
-from ...detectors.classifier import make_detect_fn
+from ...detectors.base import Detector
 from ...detectors.evaluation import measure_errors
 from ...detectors.examples import make_tasks
 from ...detectors.fitting import init_fit, make_fit_step
@@ -129,7 +129,7 @@ def run(job: Job) -> None:
     # Distances know the target as it was planted, classifiers wherever its disc lies.
     stamped = bool(job.classifier_names)
     errors, pictures = measure_errors(
-        detector.detect,
+        detector.detect_fn,
         job.held_out,
         planted.originals if stamped else planted.targets,
         planted.targets,
@@ -196,18 +196,15 @@ def time_detection(job: Job) -> Timing:
     """The scores of finished images, on one device however many there are."""
     batch = timed_batch(job.config.classifiers.batch_size // jax.local_device_count())
     images = jnp.zeros((batch, *job.image_shape))
-    if not job.classifier_names:
-        detect: Any = job.detector.detect
-        look = functools.partial(detect.func, **detect.keywords)
-        return time_call(look, *detect.args, images, batch=batch)._replace(alone=True)
-    variables = [state.variables for state in _fresh(job, job.config.classifiers)]
-    models = job.classifier_models
-    absent = [None] * (len(models) - len(variables))
+    detector = job.detector if not job.classifier_names else _fresh_detector(job)
+    return time_call(detector.detect, detector.weights, images, batch=batch)._replace(alone=True)
 
-    def detect_all(variables: list[Any], images: jax.Array) -> Any:
-        return make_detect_fn(models, *absent, *variables)(images)
 
-    return time_call(detect_all, variables, images, batch=batch)._replace(alone=True)
+def _fresh_detector(job: Job) -> Detector:
+    """By networks as they are initialised."""
+    states = _fresh(job, job.config.classifiers)
+    variables = {name: state.variables for name, state in zip(job.classifier_names, states, strict=True)}
+    return classifier.make_classifier_detector(job.classifier_models, variables)
 
 
 CLASSIFIERS = Stage(

@@ -20,7 +20,7 @@ def run(job: Job) -> None:
         job.engine,
         job.score_params,
         job.targets,
-        job.detector.detect,
+        job.detector.detect_fn,
         config.search,
         num_members=job.planted.num_members,
         num_searched=job.num_searched,
