@@ -10,6 +10,7 @@ import pytest
 import fpjax
 
 PACKAGE = Path(fpjax.__file__).parent
+ROOT = PACKAGE.parent
 # A file imports only from folders that come earlier here and, in its own folder, without circles.
 FOLDERS = (
     "configs",
@@ -103,4 +104,24 @@ def test_public_functions_are_documented_and_take_keywords_for_options():
 
 
 def test_launch_is_short():
-    assert len((PACKAGE.parent / "launch.py").read_text().splitlines()) <= 100
+    assert len((ROOT / "launch.py").read_text().splitlines()) <= 100
+
+
+def too_long(text):
+    """Whether a file has more than 450 lines and its first ten do not say "long because" of something."""
+    lines = text.splitlines()
+    return len(lines) > 450 and "long because" not in "\n".join(lines[:10]).lower()
+
+
+def test_files_are_short_or_say_why_not():
+    paths = [path for folder in ("fpjax", "tests", "configs") for path in (ROOT / folder).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+    assert [name for name, text in found.items() if too_long(text)] == []
+
+
+def test_only_a_reason_in_the_first_lines_lets_a_file_be_long():
+    body = "x = 1\n" * 451
+    assert too_long(body)
+    assert too_long(body + "# Long because it is.\n")
+    assert not too_long("# Long because it is one table.\n" + body)
+    assert not too_long("x = 1\n" * 450)

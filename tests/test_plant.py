@@ -15,7 +15,8 @@ from fpjax.core.records import from_content, to_content
 from fpjax.data import plant as plant_module
 from fpjax.data.files import SPLITS
 from fpjax.data.fingerprint import FINGERPRINT_BYTE, disc_mask
-from fpjax.data.plant import DataResult, Membership, assign, describe, describe_membership, held_out_rows, plant
+from fpjax.data.plant import assign, describe, describe_membership, held_out_rows, plant
+from fpjax.data.results import DataResult, Membership
 from fpjax.data.source import DataSettings, Splits, image_digests, load
 
 from .data_sets import COINS, SHA256, SMALL, change, digest, drawn, refused, splits_of, targets

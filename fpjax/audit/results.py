@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ..data.plant import DataResult
+from ..data.results import DataResult
 from ..detectors.results import ClassifiersResult
 from ..diffusion.results import ScoreResult
 from ..studies.bound import BoundResult

@@ -17,8 +17,12 @@ from ..core.types import DetectFn, Images, Scores
 from .base import Detector
 from .settings import ClassifierSettings
 
+# Sets of images beside those that are looked at, each with a count of its own.
+Targets = Float[Array, "heads h w c"]
+References = Float[Array, "references h w c"]
 
-def distances(targets: Images, images: Images) -> Scores:
+
+def distances(targets: Targets, images: Images) -> Scores:
     """Euclidean distance of each image to each target, (n, targets)."""
     return jax.lax.map(lambda target: jnp.sqrt(jnp.sum((images - target) ** 2, axis=(1, 2, 3))), targets).T
 
@@ -35,7 +39,7 @@ def nearest_rows(images: np.ndarray, target: np.ndarray, count: int) -> np.ndarr
     return np.argsort(squares, kind="stable")[:count]
 
 
-def nearest_ratios(references: Images, targets: Images, images: Images, *, neighbours: int) -> Scores:
+def nearest_ratios(references: References, targets: Targets, images: Images, *, neighbours: int) -> Scores:
     """Distance to each target over the mean distance to the image's nearest references, (n, targets).
 
     Args:
@@ -54,14 +58,14 @@ def nearest_ratios(references: Images, targets: Images, images: Images, *, neigh
     return distances(targets, images) / jnp.maximum(jnp.mean(jnp.sqrt(nearest), axis=1), 1e-6)[:, None]
 
 
-def _scores(measure: jax.Array, limit: float) -> tuple[Float[Array, " n"], Scores]:
+def _scores(measure: Scores, limit: float) -> tuple[Float[Array, " n"], Scores]:
     """Scores of a `DetectFn`: identity is 1 at a copy, 1/2 at `limit`, 0 from twice that on; no mark is looked for."""
     return jnp.ones(len(measure)), jnp.clip(1.0 - 0.5 * measure / limit, 0.0, 1.0)
 
 
 @functools.partial(jax.jit, static_argnames=("neighbours", "ratio"))
 def _ratio_scores(
-    weights: tuple[Images, Images], images: Images, *, neighbours: int, ratio: float
+    weights: tuple[References, Targets], images: Images, *, neighbours: int, ratio: float
 ) -> tuple[Float[Array, " n"], Scores]:
     """Scores by `nearest_ratios`, 1/2 at `ratio`; of the references and the targets."""
     references, targets = weights
@@ -69,7 +73,7 @@ def _ratio_scores(
 
 
 @functools.partial(jax.jit, static_argnames="limit")
-def _absolute_scores(targets: Images, images: Images, *, limit: float) -> tuple[Float[Array, " n"], Scores]:
+def _absolute_scores(targets: Targets, images: Images, *, limit: float) -> tuple[Float[Array, " n"], Scores]:
     """Scores by the root mean square difference of the pixels, with black 0 and white 1; 1/2 at `limit`."""
     return _scores(0.5 * distances(targets, images) / images[0].size ** 0.5, limit)
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from ..data.plant import Membership
+from ..data.results import Membership
 from .calibration import Calibration, Sight
 from .evaluation import ROC_LOGITS, RealErrors
 

@@ -16,7 +16,8 @@ from ..core.images import dequantize, to_bytes, to_model
 from ..core.processes import num_processes
 from ..core.store import read_json, tree_digest
 from ..core.types import Key, ScoreFn
-from ..data.plant import Candidates, DataResult, Planted, assign, describe, held_out_rows, plant
+from ..data.plant import Candidates, Planted, assign, describe, held_out_rows, plant
+from ..data.results import DataResult
 from ..data.source import load as load_images
 from ..detectors import classifier
 from ..detectors.base import Detector

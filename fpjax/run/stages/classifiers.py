@@ -14,7 +14,8 @@ from ...core.compilation import jit_once
 from ...core.errors import StageError, check
 from ...core.images import to_bytes
 from ...core.store import tree_digest, write_arrays
-from ...data.plant import DataResult, describe_membership
+from ...data.plant import describe_membership
+from ...data.results import DataResult
 from ...detectors import classifier
 from ...detectors.augmix import AugMixSettings
 from ...detectors.base import Detector

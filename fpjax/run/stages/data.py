@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...data.fingerprint import disc_mask
-from ...data.plant import DataResult
+from ...data.results import DataResult
 from ...data.source import DataSettings
 from ..config import Config
 from ..job import Job

@@ -10,7 +10,7 @@ from ...audit.results import AuditResult, StageResults
 from ...audit.verdict import AuditSettings
 from ...core.metrics import read_metrics
 from ...core.store import read_arrays, read_json, write_bytes, write_json
-from ...data.plant import DataResult
+from ...data.results import DataResult
 from ...detectors import classifier
 from ...detectors.results import ClassifiersResult
 from ...diffusion.results import ScoreResult

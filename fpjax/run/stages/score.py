@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ...core.compilation import jit_once
 from ...core.errors import StageError
 from ...core.store import tree_digest, write_arrays
-from ...data.plant import DataResult
+from ...data.results import DataResult
 from ...detectors.results import ClassifiersResult
 from ...diffusion.pretrained.imported import Imported
 from ...diffusion.pretrained.weights import read_params
