@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.name = "breastmnist_small"
     config.data.update({"source": "medmnist", "name": "breastmnist", "side": 28})
     config.model.update({"channels": (16, 16, 16), "attention": (False, False, False)})
-    config.score.num_steps = 4000
+    config.score.update({"num_steps": 4000, "warmup_steps": 100})
     config.count.update({"num_samples": 1024, "oracle_samples": 512})
     config.likelihood.update({"num_train": 20, "num_held_out": 40})
     return config

@@ -29,7 +29,7 @@ SMALL = DataSettings(
     num_count_controls=4,
 )
 COINS = {"num_members": 0, "num_controls": 0, "num_count_controls": 0}
-# Changed bytes are a break for every stored run: change these only with a line in the README's "Changes".
+# Changed bytes are a break for every stored run: change these only with a line in CHANGELOG.md.
 SHA256 = {
     "phantom_16": "ec7e33dbaeaeb78e63ac94fcca763c39d68481cee835671b3b353a0016866deb",
     "phantom_28": "add7dd1ff9dabf9f795b82ceedd5361566c6148cbcd78ef556244cf6b0acc8e0",

@@ -1,6 +1,6 @@
-"""The search for t' in one dimension, where everything can be seen (paper, Fig. 1): configs/figure1.png.
+"""The search for t' in one dimension, where everything can be seen (paper, Fig. 1): docs/figures/figure1.png.
 
-    python tests/figure_1d.py OUT.png
+    python -m tests.figure_1d OUT.png
 
 The "images" are single numbers from a mixture of Gaussians whose score is known; one narrow component, the memorised
 training image x_p, holds little of the mass. Chains of the engine start at x_p noised to t; one is detected if it ends
@@ -19,8 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.stats import norm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fpjax import stats
 from fpjax.core.types import Image, ScoreFn, Time

@@ -41,7 +41,7 @@ def search(**changes):
 
 
 def test_the_lines_of_the_readme_run(capsys):
-    block = re.search(r"## From Python.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    block = re.search(r"## Your own model.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     names = {}
     exec(block, names)  # noqa: S102
     trained_on, held_out = names["found"].num_detected

@@ -66,7 +66,7 @@ def test_default_lists_every_field():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_builds(name):
     run = run_of(name)
-    assert run.config.name in (name, "default")
+    assert run.config.name in (name.removeprefix("medmnist:"), "default")
     params = jax.eval_shape(run.init_params, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) > 100
     heads = [
@@ -83,7 +83,7 @@ def test_every_config_builds(name):
 
 
 def test_table_configs_are_the_papers_model():
-    for name in ("pathmnist", "retinamnist"):
+    for name in ("medmnist:pathmnist", "medmnist:retinamnist"):
         params = jax.eval_shape(run_of(name).init_params, jax.random.key(0))
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 17_587_715
 

@@ -122,6 +122,12 @@ def test_canaries_are_audited_as_members_and_held_out_targets(environment, tmp_p
         ),
         (["word"], "argument 'word'"),
         (["--config=configs/no_such.py"], "no_such.py"),
+        (["--config=no_such"], "--config=no_such: got a name that is not known here, expected a path"),
+        (
+            ["--config=configs/retinamnist.py"],
+            "one of configs/medmnist.py now, expected its name; fix: --config=retina",
+        ),
+        (["--config=medmnist:octopus"], "--config=medmnist:NAME: got 'octopus', expected one of bloodmnist"),
         (["--config.typo=1"], "typo"),
         (["--config.score.num_stpes=1"], "num_stpes"),
         (["--config.score.num_steps=-3"], "score.num_steps: got -3"),
