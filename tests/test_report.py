@@ -20,6 +20,7 @@ from fpjax.report import figures as drawing
 from fpjax.report import html as html_module
 from fpjax.report import rows as rows_module
 from fpjax.report.images import is_picture
+from fpjax.studies import tally
 
 NAN, INF = float("nan"), float("inf")
 TIMES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -342,8 +343,8 @@ LEAK = audit.AuditResult(
         verdict.SelfTest("held-out targets", True, False, False, "one fires often"),
     ],
     thresholds=[at(0.1, 30), at(0.5, 9), at(0.9, 5)],
-    hits=[audit.Likeness(0, 0.0123, 0.0456, None)],
-    near_misses=[audit.Likeness(0, 0.234, 0.345, 0.21), audit.Likeness(0, 567.8, 12.3, 3e-5)],
+    hits=[tally.Likeness(0, 0.0123, 0.0456, None)],
+    near_misses=[tally.Likeness(0, 0.234, 0.345, 0.21), tally.Likeness(0, 567.8, 12.3, 3e-5)],
     nll_members=[audit.MemberNll(0, 3.4149, 0.05882)],
 )
 UNDECIDED = dataclasses.replace(
