@@ -306,6 +306,19 @@ def test_weights_that_are_gone_or_new_make_results_stale(smoke, environment, tmp
     assert "checkpoints of score: got other weights" in refused.stderr
 
 
+def test_a_terminal_sees_a_bar_and_a_file_sees_lines(monkeypatch, capsys):
+    for live in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda live=live: live, raising=False)
+        work = progress.Progress("work", 10, "parts", done=2)
+        for done in (4, 10):
+            work.update(done, f"{done} of them")
+        said = capsys.readouterr().err
+        assert ("\r" in said) == live
+        assert "work: " in said
+        assert "10/10" in said
+        assert "10 of them" in said
+
+
 def test_metrics_survive_half_a_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics.MetricsLog(path).write("a", value=np.float32(1))

@@ -8,11 +8,14 @@ import jax
 import pytest
 
 from fpjax.core.records import load
+from fpjax.report.sections import SECTIONS
+from fpjax.report.sections.base import Section
 from fpjax.run import benchmark, pipeline, preflight, timing
 from fpjax.run.config import FREE_SECTIONS, Config, make_config
 from fpjax.run.job import Job
 from fpjax.run.stage import Cost, Finding, Stage
 from fpjax.run.stages import STAGES, open_job
+from fpjax.run.stages.report import page_sections
 from fpjax.studies.tally import CountResult
 
 from .test_config import config_of
@@ -64,6 +67,13 @@ DOUBLE = Stage(
     programs={"doubling": lambda job: timing.Timing(10, 0.5, 0.0, 1.0, 0)},
     check=lambda job: [Finding("note", "doubling", "is twice as much")],
 )  # fmt: skip
+
+
+def test_every_stage_but_data_and_report_has_its_section_of_the_page():
+    assert [stage.name for stage in STAGES if stage.section is None] == ["data", "report"]
+    assert page_sections(STAGES) == list(SECTIONS)
+    mine = Section("Doubling", "mine.html", lambda page: {})
+    assert page_sections((*STAGES, dataclasses.replace(DOUBLE, section=mine))) == [*SECTIONS, mine]
 
 
 def test_a_new_stage_is_planned_checked_timed_and_run(smoke, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,6 @@
 """Progress of long loops, and requests to stop them.
 
-One line that rewrites itself on a terminal, a plain line every few seconds otherwise. A loop that can go on later asks
+A bar on a terminal, a plain line every few seconds otherwise. A loop that can go on later asks
 `stopping()` at each safe point, saves if so, and reports its progress, which then ends it.
 """
 
@@ -12,6 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
 
 
 class Stopped(Exception):
@@ -63,8 +66,19 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self._done = self._done_at_start = done
         self._started = time.monotonic()
-        self._live = sys.stderr.isatty()
-        self._next = self._started + (0.2 if self._live else 5.0)
+        self._next = self._started + 5.0
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            tqdm.monitor_interval = 0  # no thread beside the work
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                desc=label,
+                unit=f" {unit}",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=0.2,
+            )
 
     @property
     def rate(self) -> float:
@@ -83,6 +97,12 @@ class Progress:
             raise Stopped(
                 f"{signal.Signals(_signals[0]).name} during {self.label}, at {done:,} of {self.total:,} {self.unit}"
             )
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+            if finished:
+                self._bar.close()
+            return
         if now < self._next and not finished:
             return
         line = f"{self.label}: {done:,}/{self.total:,} {self.unit}, {self.rate:,.1f}/s"
@@ -91,8 +111,5 @@ class Progress:
         elif self.rate > 0:
             line += f", {(self.total - done) / self.rate:.0f} s left"
         line += f", {note}" if note else ""
-        if self._live:
-            print(f"\r\033[K{line}", end="\n" if finished else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-        self._next = now + (0.2 if self._live else 5.0)
+        print(line, file=sys.stderr, flush=True)
+        self._next = now + 5.0

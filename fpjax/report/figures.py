@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from typing import Any
 
 import matplotlib
@@ -22,19 +23,6 @@ from .rows import controls_of, members_of, rank_last
 # Colours of Okabe & Ito (2008), which colour-blind readers can tell apart; controls are grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _GREY, _DARK = "#a0a0a0", "#404040"
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e8e8e8",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "figure.facecolor": "white",
-    "savefig.dpi": 200,
-}
 MAX_TILES = 40
 
 
@@ -421,7 +409,9 @@ def draw_figures(
       "near_misses", "samples", "train", "on_the_way", "error_KIND" for kinds of `ERRORS` and "examples_NAME" for the
       classifiers' examples, where there are such images.
     """
-    with matplotlib.rc_context(_STYLE):
+    with resources.as_file(resources.files("fpjax.report") / "fpjax.mplstyle") as path:
+        style = matplotlib.rc_params_from_file(path, use_default_template=False)
+    with matplotlib.rc_context(style):
         figures = {"search": _draw_search(result)}
         if controls_of(result):
             figures["ranking"] = _draw_ranking(result)

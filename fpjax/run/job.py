@@ -39,6 +39,7 @@ from ..engine.densities import DensityEngine, make_density_engine
 from ..engine.work import NO_TARGET, make_work
 from ..models.unet import UNet
 from .config import Config, describe_config
+from .refusals import check_fit, check_weights
 from .stage import Stage
 from .workdir import Workdir
 
@@ -59,7 +60,7 @@ class Job(Workdir):
         candidates = plant(splits, self.config.data)
         # As if no target were dropped: too few training images are refused before any compute.
         planted = assign(candidates, self.config.data)
-        _check_fit(self.config, candidates, planted, self.model, self.imported)
+        check_fit(self.config, candidates, planted, self.model, self.imported)
         content = describe(splits, candidates, self.config.data)
         self._check_reused(content)
         if self.has(DataResult):
@@ -171,10 +172,10 @@ class Job(Workdir):
             checkpoints = self.checkpoints("score")
             params = checkpoints.restore(_on_device(self.param_shapes), step=0)
             checkpoints.close()
-            _check_weights("score", tree_digest(params), wanted)
+            check_weights("score", tree_digest(params), wanted)
             return params
         params = self.snapshot(self.config.score.num_steps)
-        _check_weights("score", tree_digest(params), wanted)
+        check_weights("score", tree_digest(params), wanted)
         return params
 
     def snapshot(self, step: int) -> Any:
@@ -373,7 +374,7 @@ class Job(Workdir):
         found = {name: self.restore_classifier(name).averaged for name in self.classifier_names}
         trained = self.result(ClassifiersResult).trained
         assert trained, "networks were asked for"
-        _check_weights("classifiers", tree_digest(list(found.values())), trained.weights_sha256)
+        check_weights("classifiers", tree_digest(list(found.values())), trained.weights_sha256)
         return self.make_detector(found, trained.calibration, planted.rows)
 
     def make_detector(self, variables: dict[str, Any], calibration: Calibration, rows: np.ndarray) -> Detector:
@@ -390,59 +391,6 @@ class Job(Workdir):
         state = checkpoints.restore(_on_device(shapes))
         checkpoints.close()
         return state
-
-
-def _check_fit(
-    config: Config, candidates: Candidates, planted: Planted, model: UNet, imported: Imported | None
-) -> None:
-    """Refuses images that the network cannot take, and too few of them."""
-    side = planted.train.shape[1:3]
-    settings = model.settings
-    factor = settings.downsampling
-    check(
-        all(s % factor == 0 for s in side),
-        "image side",
-        got=f"{side[0]}x{side[1]}",
-        expected=f"multiples of {factor} for the {len(settings.channels)} levels of the model",
-        fix="resize the images or use fewer levels",
-    )
-    if imported:
-        architecture = imported.architecture
-        for what, got, wanted in (
-            ("image channels", planted.train.shape[3], architecture.channels),
-            ("image side", side, architecture.side or side),
-        ):
-            check(
-                got == wanted,
-                what,
-                got=got,
-                expected=f"{wanted}, as the model of score.path",
-                fix="give the images that it was trained on (data.side, data.repeat_grey)",
-            )
-    held_out = candidates.test[held_out_rows(candidates)]
-    for part, name in ((planted.val, "val"), (held_out, "test")):
-        if name == "val" and not config.data.stamp:
-            continue
-        got = "no images" if not len(planted.test) or name == "val" else "no image that is not in train or val too"
-        check(len(part) > 0, f"{name} split", got=got, expected="at least one", fix="add held-out images")
-    check(
-        len(candidates.rest) > 0,
-        "train split",
-        got="no image but the targets",
-        expected="others beside them",
-        fix="add images or plant fewer targets",
-    )
-
-
-def _check_weights(stage: str, digest: str, wanted: str) -> None:
-    """Refuses weights that are not those of the stage's result."""
-    check(
-        digest == wanted,
-        f"checkpoints of {stage}",
-        got="other weights than the ones that the stage ended with",
-        expected=f"those named in {stage}.json",
-        fix=f"restore them, or delete {stage}.json and its directories in checkpoints/ to train again",
-    )
 
 
 def _on_device(shapes: Any) -> Any:

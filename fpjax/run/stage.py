@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from ..report.sections.base import Section
 from .timing import Timing
 
 Grade = Literal["ok", "note", "weak"]
@@ -51,6 +52,7 @@ class Stage:
       programs: compiled programs that it brings, each timed with weights as they are initialised; a config that does
         not have one gives None.
       check: what the config allows it to find.
+      section: of the page of the report; None: it has none of its own.
       shared: whether several processes share its chains; the first process alone does the others.
       files: beside NAME.json, without which it is not done.
     """
@@ -64,5 +66,6 @@ class Stage:
     cost: Callable[[Any], Cost]
     programs: Mapping[str, Callable[[Any], Timing | None]] = dataclasses.field(default_factory=dict)
     check: Callable[[Any], list[Finding]] = _nothing
+    section: Section | None = None
     shared: bool = False
     files: tuple[str, ...] = ()

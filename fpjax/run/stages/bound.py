@@ -4,6 +4,7 @@ import jax
 
 from ...core.processes import process_index
 from ...diffusion.results import ScoreResult
+from ...report.sections import studies
 from ...studies.bound import BoundResult, BoundSettings, bound, bound_work, chain_ends, no_bound, top_levels
 from ...studies.search import SearchResult
 from ..job import Job
@@ -55,5 +56,6 @@ BOUND = Stage(
     stream=6,
     run=run,
     cost=cost,
+    section=studies.BOUND,
     shared=True,
 )

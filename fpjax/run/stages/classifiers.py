@@ -25,6 +25,7 @@ from ...detectors.fitting import init_fit, make_fit_step
 from ...detectors.results import ClassifiersResult, Description, Trained
 from ...detectors.settings import ClassifierSettings
 from ...models.resnet import ResNetSettings
+from ...report.sections import models
 from ..job import NUM_GRID, Job
 from ..stage import Cost, Stage
 from ..timing import Timing, time_call, timed_batch
@@ -216,6 +217,7 @@ CLASSIFIERS = Stage(
     stream=2,
     run=run,
     cost=cost,
+    section=models.DETECTORS,
     programs={"classifier training": time_training, "detection": time_detection},
     files=("samples/classifiers.npz",),
 )

@@ -14,6 +14,7 @@ from ...core.processes import process_index
 from ...core.store import write_arrays
 from ...detectors.results import ClassifiersResult
 from ...diffusion.results import ScoreResult
+from ...report.sections import studies
 from ...studies.count import CountSettings, count, count_work
 from ...studies.memoriser import audit_oracle
 from ...studies.tally import CountResult
@@ -115,6 +116,7 @@ COUNT = Stage(
     stream=3,
     run=run,
     cost=cost,
+    section=studies.COUNTING,
     check=check,
     shared=True,
     files=("samples/count.npz",),

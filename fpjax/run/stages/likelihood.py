@@ -11,6 +11,7 @@ from ...core.compilation import jit_once
 from ...detectors import nearest
 from ...diffusion.flow import OUTCOMES, OdeSettings, divergence, flow_drift
 from ...diffusion.results import ScoreResult
+from ...report.sections import studies
 from ...studies.likelihood import (
     HELD_OUT_TARGET,
     MEMBER,
@@ -127,5 +128,6 @@ LIKELIHOOD = Stage(
     stream=5,
     run=run,
     cost=cost,
+    section=studies.LIKELIHOOD,
     programs={"density": time_density},
 )

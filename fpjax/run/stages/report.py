@@ -1,6 +1,7 @@
 """Stage report: every statistic, the verdict, the page and its figures; always made anew."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from ...data.results import DataResult
 from ...detectors import classifier
 from ...detectors.results import ClassifiersResult
 from ...diffusion.results import ScoreResult
+from ...report.sections import SECTIONS
+from ...report.sections.base import Section
 from ...studies.bound import BoundResult
 from ...studies.likelihood import LikelihoodResult
 from ...studies.search import SearchResult
@@ -34,6 +37,12 @@ def collect(job: Job) -> StageResults:
         job.result(LikelihoodResult) if job.has(LikelihoodResult) else None,
         job.result(BoundResult) if job.has(BoundResult) else None,
     )
+
+
+def page_sections(stages: Sequence[Stage]) -> list[Section]:
+    """Sections of the page: those in its own order, then those of further stages."""
+    further = [stage.section for stage in stages if stage.section and stage.section not in SECTIONS]
+    return [*SECTIONS, *further]
 
 
 def _audit(job: Job) -> AuditResult:
@@ -133,7 +142,9 @@ def run(job: Job) -> None:
     # Pictures of members that an earlier report showed do not stay behind.
     for left in set(workdir.glob("figures/*.png")) - {workdir / "figures" / f"{name}.png" for name in figures}:
         left.unlink()
-    write_bytes(workdir / "report.html", report.to_html(result, figures, training, show_members=show).encode())
+    sections = page_sections(job.stages)
+    page = report.to_html(result, figures, training, show_members=show, sections=sections)
+    write_bytes(workdir / "report.html", page.encode())
     write_json(workdir / "report.json", report.to_json(result))
     print(report.to_text(result))
     print(f"\n{workdir / 'report.html'}\n{workdir / 'report.json'}")

@@ -20,6 +20,7 @@ from ...diffusion.results import ScoreResult
 from ...diffusion.sde import SdeSettings
 from ...diffusion.training import TrainingSettings, fit, init_state, make_train_step
 from ...models.unet import UNetSettings
+from ...report.sections import models
 from ..job import Job
 from ..stage import Cost, Stage
 from ..timing import Timing, time_call, timed_batch
@@ -117,5 +118,6 @@ SCORE = Stage(
     stream=1,
     run=run,
     cost=cost,
+    section=models.TRAINING,
     programs={"evaluation": time_evaluation, "training": time_training},
 )

@@ -6,6 +6,7 @@ from ...core.store import write_arrays
 from ...detectors.results import ClassifiersResult
 from ...diffusion.results import ScoreResult
 from ...diffusion.sampling import SamplerSettings
+from ...report.sections import studies
 from ...studies.search import SearchResult, SearchSettings, search, search_work
 from ...studies.strategies import spaced_levels
 from ..job import Job
@@ -71,6 +72,7 @@ SEARCH = Stage(
     stream=4,
     run=run,
     cost=cost,
+    section=studies.SEARCH,
     check=check,
     shared=True,
     files=("samples/search.npz",),

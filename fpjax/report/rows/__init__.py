@@ -1,0 +1,35 @@
+"""Rows that the terminal and the page share, by what they are about."""
+
+from .base import Row as Row
+from .base import controls_of as controls_of
+from .base import density_text as density_text
+from .base import held_out_targets_text as held_out_targets_text
+from .base import joined as joined
+from .base import make_row as make_row
+from .base import members_of as members_of
+from .base import pick as pick
+from .base import rank_last as rank_last
+from .base import sampler_text as sampler_text
+from .base import table_of as table_of
+from .base import tolerance_text as tolerance_text
+from .densities import bound_rows as bound_rows
+from .densities import bound_summary_rows as bound_summary_rows
+from .densities import diagnostic_rows as diagnostic_rows
+from .densities import group_row as group_row
+from .densities import likelihood_rows as likelihood_rows
+from .densities import snapshot_rows as snapshot_rows
+from .detectors import SCORE_NAMES as SCORE_NAMES
+from .detectors import canary_rows as canary_rows
+from .detectors import detector_rows as detector_rows
+from .detectors import roc_rows as roc_rows
+from .detectors import self_rows as self_rows
+from .detectors import threshold_row as threshold_row
+from .members import MODEL_BASED as MODEL_BASED
+from .members import control_counts_text as control_counts_text
+from .members import count_rows as count_rows
+from .members import evaluation_rows as evaluation_rows
+from .members import member_table as member_table
+from .members import model_based_rows as model_based_rows
+from .members import model_rows as model_rows
+from .members import search_rows as search_rows
+from .members import shared_rows as shared_rows
