@@ -1,8 +1,8 @@
 """The quickstart: the whole audit of a small model of built-in phantoms, on a laptop's CPU.
 
 Command:  python launch.py
-Measured: 2 min 44 s on 2 cores of an AMD EPYC, JAX 0.10.2; leak (reproduced, memorised). So it was with 20 of 20 seeds
-          (docs/verdict.md).
+Measured: 6 min 10 s on 2 cores of an AMD EPYC, JAX 0.10.2, 2 min 44 s on those of another; leak (reproduced,
+          memorised). So it was with 20 of 20 seeds (docs/verdict.md).
 """
 
 from ml_collections import ConfigDict
