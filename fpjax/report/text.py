@@ -36,7 +36,7 @@ WIDTH = 100  # Columns of the terminal's text.
 
 
 def to_json(result: AuditResult) -> dict[str, Any]:
-    """The result as plain dictionaries; `artifacts.write_json` turns numbers that are not finite into null."""
+    """The result as plain dictionaries; `store.write_json` turns numbers that are not finite into null."""
     return dataclasses.asdict(result)
 
 

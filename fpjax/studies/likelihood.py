@@ -143,7 +143,7 @@ def _check_images(images: np.ndarray, shape: tuple[int, int, int], limit: float)
         "images",
         got=f"{images.dtype} from {np.min(images):.4g} to {np.max(images):.4g}",
         expected="bytes, or finite float32 in model range [-1, 1]",
-        fix="convert bytes with fingerprint.to_model",
+        fix="convert bytes with fpjax.to_model",
     )
 
 
