@@ -190,7 +190,7 @@ def test_a_config_that_is_no_config_is_one_line(tmp_path, text):
     path = tmp_path / "config.py"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     # The limit is 20 s for users, and shorter here.
-    program = "import launch, sys; launch.CONFIG_SECONDS = 1; launch._parse(sys.argv)"
+    program = "import sys; from fpjax import cli; cli.CONFIG_SECONDS = 1; cli._parse(sys.argv)"
     done = subprocess.run(
         [sys.executable, "-c", program, f"--config={path}"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
