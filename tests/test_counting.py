@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fpjax.core.images import to_bytes
 from fpjax.core.metrics import MetricsLog
-from fpjax.detectors.base import detect_all
+from fpjax.detectors.base import Detector, detect_all
 from fpjax.diffusion.grid import time_grid
 from fpjax.diffusion.sampling import SAMPLERS, Sampler, SamplerState
 from fpjax.diffusion.sde import SubVP
@@ -41,6 +42,21 @@ def test_detect_all_pads_and_keeps_order():
     np.testing.assert_allclose(found[1][:, 1], np.clip(images[rows, 0, 1, 0] - 0.1, 0, 1), atol=1e-6)
     empty = detect_all(jit_detect, jnp.asarray(images), rows[:0])
     assert (empty[0].shape, empty[1].shape) == ((0,), (0, 3))
+
+
+def test_images_of_all_devices_meet_weights_that_lie_on_one():
+    """As the engine's blocks meet the classifiers' checkpoints on a machine with several devices."""
+    devices = jax.local_devices()
+    assert len(devices) > 1
+    images = np.random.default_rng(0).uniform(-1, 1, (8 * len(devices), 2, 2, 1)).astype(np.float32)
+    spread = NamedSharding(Mesh(np.asarray(devices), ("d",)), PartitionSpec("d"))
+    weights = jax.device_put(jnp.ones(1), devices[0])
+    judge = jax.jit(lambda weights, images: (images[:, 0, 0, 0] * weights, images[:, 0, 0] * weights))
+    detector = Detector(weights, judge, "pixel", marks=True, advice="")
+    rows = np.array([3, len(images) - 1])
+    fingerprint, identity = detect_all(detector.detect_fn, jax.device_put(images, spread), rows)
+    np.testing.assert_array_equal(fingerprint, images[rows, 0, 0, 0])
+    np.testing.assert_array_equal(identity, images[rows, 0, 0])
 
 
 SDE, GRID = SubVP(), time_grid(SubVP(), 12)

@@ -7,6 +7,7 @@ the smaller of the two, the joint score, does.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -122,7 +123,7 @@ def detect_all(
 
     Args:
       detect: jitted.
-      images: (n, h, w, c) on the device.
+      images: (n, h, w, c) on this process's devices.
       rows: (k,) rows to look at.
 
     Returns:
@@ -134,7 +135,9 @@ def detect_all(
         part = rows[start : start + batch_size]
         padded = np.zeros(batch_size, np.int32)
         padded[: len(part)] = part
-        parts.append([np.asarray(scores, np.float32)[: len(part)] for scores in detect(images[padded])])
+        # Where the detectors' weights are: chains finish on every device.
+        batch = jax.device_put(images[padded], jax.local_devices()[0])
+        parts.append([np.asarray(scores, np.float32)[: len(part)] for scores in detect(batch)])
     fingerprint, identity = (np.concatenate(column) for column in zip(*parts, strict=True))
     return fingerprint, identity
 
