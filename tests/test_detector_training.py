@@ -353,8 +353,10 @@ PROGRAM = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from fpjax.augmix import AugMixSettings
-from fpjax.classifier import ClassifierSettings, DetectorData, detector_mesh, init_fit, make_fit_step, make_tasks
+from fpjax.detectors.augmix import AugMixSettings
+from fpjax.detectors.examples import DetectorData, make_tasks
+from fpjax.detectors.fitting import detector_mesh, init_fit, make_fit_step
+from fpjax.detectors.settings import ClassifierSettings
 from fpjax.models.resnet import ResNet, ResNetSettings
 
 settings = ClassifierSettings(batch_size=16, max_masks=1, learning_rate=1e-3)
