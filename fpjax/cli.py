@@ -14,6 +14,7 @@
 Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wrong, 3 by --fail_on.
 """
 
+import importlib
 import signal
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from .core.errors import RequestError, check, refuse
 CONFIG_SECONDS = 20  # a config that takes longer never ends
 SHIPPED = sorted(path.stem for path in DIRECTORY.glob("*.py"))
 # Configs of one file by the word after its name's colon.
-TABLE_2 = ("pathmnist", "retinamnist", "bloodmnist", "chestmnist", "organsmnist", "pneumoniamnist", "breastmnist")
+MEDMNIST = tuple(importlib.import_module(".configs.medmnist", __package__).SETS)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; empty: runs/NAME of the config.")
 _STAGE = flags.DEFINE_list("stage", [], "Stages to run, comma-separated; empty: all.")
 _FAIL_ON = flags.DEFINE_string("fail_on", "", "Exit with 3 on this verdict: leak, or inconclusive for either.")
@@ -45,20 +46,20 @@ def config_path(given: str) -> str:
     """
     path, colon, word = given.partition(":")
     stem = Path(path).stem
-    if stem in TABLE_2 and Path(path).parent.name == "configs" and not Path(path).exists():
+    if stem in MEDMNIST and Path(path).parent.name == "configs" and not Path(path).exists():
         raise RequestError(
             f"--config={given}: got a file that is one of configs/medmnist.py now, expected its name; "
             f"fix: --config={stem}"
         )
     if "/" in path or path.endswith(".py"):
         return given
-    if path in TABLE_2 and not colon:
+    if path in MEDMNIST and not colon:
         path, colon, word = "medmnist", ":", path
     check(
         path in SHIPPED,
         f"--config={given}",
         got="a name that is not known here",
-        expected=f"a path to a file, or one of {', '.join([*SHIPPED, *TABLE_2])}",
+        expected=f"a path to a file, or one of {', '.join([*SHIPPED, *MEDMNIST])}",
         fix="correct it",
     )
     return f"{DIRECTORY / path}.py{colon}{word}"
@@ -83,7 +84,7 @@ def _out_of_time(*_: object) -> None:
 def _help(argv: list[str]) -> str:
     """What `--help` prints."""
     name = Path(argv[0]).name.replace("__main__.py", "python -m fpjax").replace("launch.py", "python launch.py")
-    usage, shipped = (__doc__ or "").replace("%s", name), ", ".join([*SHIPPED, *TABLE_2])
+    usage, shipped = (__doc__ or "").replace("%s", name), ", ".join([*SHIPPED, *MEDMNIST])
     config = f"  --config: Name or file of a config; --config.SECTION.FIELD=VALUE changes a field.\n    ({shipped})"
     return f"{usage}\n{flags.FLAGS.module_help(__name__)}\n{config}"
 
@@ -120,11 +121,10 @@ def _parse(argv: list[str]) -> list[str]:
         last = " ".join(lines[code + 1 :])
         if f"{RequestError.__name__}: " in last:
             sys.exit(refuse(last.partition(f"{RequestError.__name__}: ")[2]))
-        error = type(error)(f"{said}{last}") if last else error
-        plain = isinstance(error, flags.Error | OSError)
-        known = f"configs here: {', '.join([*SHIPPED, *TABLE_2])}"
+        plain, message = isinstance(error, flags.Error | OSError), f"{said}{last}" if last else error
+        known = f"configs here: {', '.join([*SHIPPED, *MEDMNIST])}"
         fix = known if isinstance(error, FileNotFoundError) else "--help lists the flags"
-        sys.exit(refuse(f"{error if plain else f'{type(error).__name__}: {error}'}; {fix}"))
+        sys.exit(refuse(f"{message if plain else f'{type(error).__name__}: {message}'}; {fix}"))
     finally:
         signal.alarm(0)
     if len(rest) > 1:

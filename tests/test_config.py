@@ -11,7 +11,7 @@ import pytest
 from jax import export
 from ml_collections import ConfigDict
 
-from fpjax.cli import SHIPPED, TABLE_2
+from fpjax.cli import MEDMNIST, SHIPPED
 from fpjax.core.errors import RequestError
 from fpjax.data.plant import Candidates, Target
 from fpjax.detectors.fitting import init_fit
@@ -21,7 +21,7 @@ from fpjax.engine.chains import Queue, slot_shapes
 from fpjax.run.config import FREE_FIELDS, Config, describe_config, make_config
 from fpjax.run.stages import open_job
 
-CONFIGS = [*(name for name in SHIPPED if name != "medmnist"), *(f"medmnist:{name}" for name in TABLE_2)]
+CONFIGS = [*(name for name in SHIPPED if name != "medmnist"), *(f"medmnist:{name}" for name in MEDMNIST)]
 CHANNELS = {"pathmnist": 3, "retinamnist": 3, "bloodmnist": 3}
 
 

@@ -130,12 +130,12 @@ def test_a_shown_query_image_is_where_its_chain_starts():
     )
     shown = [(2, 12), (0, 1), (0, 7)]
     work = rank_work(SearchSettings(rank_levels=12, rank_chains=2), GRID, 3)
-    result = count_returns(engine, None, TARGETS, jit_detect, work, threshold=0.5, shown=shown, key=jax.random.key(3))
-    assert [*zip(result.shown.target.tolist(), result.shown.level.tolist(), strict=True)] == shown
+    _, found = count_returns(engine, None, TARGETS, jit_detect, work, threshold=0.5, shown=shown, key=jax.random.key(3))
+    assert [*zip(found.target.tolist(), found.level.tolist(), strict=True)] == shown
     # Compiled together with other code, the last bit may be rounded otherwise.
-    assert np.abs(result.shown.start.astype(int) - result.shown.end).max() <= 1
-    assert np.abs(result.shown.start[1] - to_bytes(TARGETS[0]).astype(int)).max() <= 2  # level 1 is next to no noise
-    assert np.ptp(result.shown.start[0]) > 20
+    assert np.abs(found.start.astype(int) - found.end).max() <= 1
+    assert np.abs(found.start[1] - to_bytes(TARGETS[0]).astype(int)).max() <= 2  # level 1 is next to no noise
+    assert np.ptp(found.start[0]) > 20
 
 
 def test_few_chains_are_shown():

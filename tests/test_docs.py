@@ -13,7 +13,7 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-from fpjax.cli import SHIPPED, TABLE_2, config_path
+from fpjax.cli import MEDMNIST, SHIPPED, config_path
 from fpjax.run.config import make_config
 from fpjax.run.pipeline import ALONE, FAIL_ON
 from fpjax.run.stages import STAGES
@@ -201,7 +201,7 @@ def test_the_map_has_every_folder_and_file_where_it_says():
 def test_readme_is_short_and_names_every_config():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 200
-    for name in {*SHIPPED, *TABLE_2} - {"medmnist"}:
+    for name in {*SHIPPED, *MEDMNIST} - {"medmnist"}:
         assert f"`{name}`" in text, name
 
 

@@ -42,10 +42,12 @@ def tallies(directory=None):
     paths = [directory and directory / f"{name}.npz" for name in ("search", "count")]
     work = make_work([[0], [1]], np.arange(1, 21), 3)
     shown = [(1, 2), (0, 20), (0, 1)]
-    found = count_returns(engine, None, TARGETS, detect, work, thresholds=(0.8,), shown=shown, path=paths[0], **common)
+    found, pictured = count_returns(
+        engine, None, TARGETS, detect, work, thresholds=(0.8,), shown=shown, path=paths[0], **common
+    )
     settings = CountSettings(num_samples=41, sensitivity_chains=5)
     counted, pictures = count(engine, None, TARGETS, detect, settings, num_members=1, path=paths[1], **common)
-    leaves = jax.tree_util.tree_flatten_with_path((found, dataclasses.asdict(counted), pictures))[0]
+    leaves = jax.tree_util.tree_flatten_with_path((vars(found), dataclasses.asdict(counted), pictures, pictured))[0]
     names = (jax.tree_util.keystr(place, simple=True, separator=".") for place, _ in leaves)
     return {name: np.asarray(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
 
@@ -145,7 +147,7 @@ def test_two_processes_count_what_one_counts(tmp_path, auto):
     assert 0 < expected["1.num_detected"][0] < 41
     assert len(expected["2.hits"]) > 0
     assert len(expected["2.near_misses"]) == 8
-    assert expected["0.shown.end"].any(axis=(1, 2, 3)).all()
+    assert expected["3.end"].any(axis=(1, 2, 3)).all()
     assert {path.name for path in tmp_path.glob("*.npz")} >= {"search-process1.npz", "count-process1.npz"}
 
 

@@ -68,6 +68,11 @@ def member_nll(densities: Densities, num_members: int) -> list[MemberNll]:
     return found
 
 
+def member_bits(members: list[MemberNll]) -> list[float]:
+    """Bits/dim of each member, nan where not converged."""
+    return [float("nan") if one.bits_per_dim is None else one.bits_per_dim for one in members]
+
+
 def nll_snapshots(likelihood: LikelihoodResult, num_members: int, *, num_steps: int) -> list[NllSnapshot]:
     """The followed images at each kept length of training, and at its end; they are the study's first rows."""
     if not likelihood.snapshots:
@@ -77,9 +82,8 @@ def nll_snapshots(likelihood: LikelihoodResult, num_members: int, *, num_steps: 
     found = []
     for step, densities in tables:
         members = member_nll(densities, num_members)
-        bits = [float("nan") if one.bits_per_dim is None else one.bits_per_dim for one in members]
         groups = nll_groups(densities, likelihood.num_dims)
-        found.append(NllSnapshot(step, groups, bits, [one.rank_p for one in members]))
+        found.append(NllSnapshot(step, groups, member_bits(members), [one.rank_p for one in members]))
     return found
 
 

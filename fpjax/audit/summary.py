@@ -15,7 +15,7 @@ from ..diffusion.sde import Process
 from ..studies.strategies import MISSES
 from ..studies.tally import CountResult
 from .canaries import CanaryResult, audit_canaries
-from .densities import bound_result, held_out_bits, member_nll, nll_groups, nll_snapshots
+from .densities import bound_result, held_out_bits, member_bits, member_nll, nll_groups, nll_snapshots
 from .detection import audit_auditor, detector_errors
 from .results import AuditResult, StageResults, TargetResult
 from .returns import at_thresholds, target_result
@@ -84,7 +84,6 @@ def make_audit(
         for row in range(searched)
     ]
     members = member_nll(likelihood.densities, num_members) if likelihood else []
-    bits = [float("nan") if one.bits_per_dim is None else one.bits_per_dim for one in members]
     held_out = held_out_bits(likelihood.densities) if likelihood else []
     sensitivities = [part for part in (detector.sensitivity_poor, detector.sensitivity_returns) if part.targets]
     evidence = Evidence(
@@ -149,5 +148,5 @@ def make_audit(
         if bound and len(bound.target)
         else [],
         nll_members=members,
-        canaries=_canaries(count, targets, bits, held_out, settings) if membership.canaries else None,
+        canaries=_canaries(count, targets, member_bits(members), held_out, settings) if membership.canaries else None,
     )

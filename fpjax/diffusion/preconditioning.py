@@ -46,10 +46,14 @@ def ordinary_size(sde: Process, t: Values) -> Values:
     return cast(Values, numpy_of(t).ones_like(t))
 
 
+def _edm_norm(m: Marginal[Any]) -> Any:
+    """sqrt(sigma^2 + SIGMA_DATA^2) times the scale, sigma = std / scale."""
+    return (m.std**2 + (SIGMA_DATA * m.scale) ** 2) ** 0.5
+
+
 def unit_variance(sde: Process, t: Values) -> Values:
     """EDM's c_in on x_t: what the network sees has variance 1 if the data have `SIGMA_DATA`^2."""
-    scale, std = sde.marginal(t)
-    return cast(Values, 1.0 / numpy_of(t).sqrt(std**2 + (SIGMA_DATA * scale) ** 2))
+    return cast(Values, 1.0 / _edm_norm(sde.marginal(t)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +79,6 @@ def combine(a: Any, x: Any, b: Any, y: Any) -> Any:
     """The sum a x + b y; a coefficient that is the constant 0 or 1 leaves no operation behind."""
     terms = [value if c is _ONE else c * value for c, value in ((a, x), (b, y)) if c is not _ZERO]
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
-
-
-def _edm_norm(m: Marginal[Any]) -> Any:
-    """sqrt(sigma^2 + SIGMA_DATA^2) times the scale, sigma = std / scale."""
-    return (m.std**2 + (SIGMA_DATA * m.scale) ** 2) ** 0.5
 
 
 PRECONDITIONINGS = {

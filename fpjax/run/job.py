@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.compilation import jit_once
 from ..core.errors import check
 from ..core.images import dequantize, to_bytes, to_model
 from ..core.processes import num_processes
@@ -163,6 +164,11 @@ class Job(Workdir):
     def param_shapes(self) -> Any:
         """Shapes of the score network's parameters."""
         return jax.eval_shape(self.init_params, jax.random.key(0))
+
+    @functools.cached_property
+    def fresh_params(self) -> Any:
+        """Parameters of the score network as they are initialised, to time it with."""
+        return jit_once(self.init_params)(jax.random.key(0))
 
     @functools.cached_property
     def score_params(self) -> Any:
@@ -381,6 +387,13 @@ class Job(Workdir):
         """Detector by classifiers, with the heads of the candidates in `rows`."""
         models = self.classifier_models
         return classifier.make_classifier_detector(models, variables, calibration=calibration, rows=rows)
+
+    @functools.cached_property
+    def fresh_classifiers(self) -> list[Any]:
+        """States of the networks that the detector is made of, as they are initialised, to time them with."""
+        models, image = self.classifier_models, jnp.zeros((1, *self.image_shape))
+        init = (functools.partial(init_fit, models[classifier.NAMES.index(n)]) for n in self.classifier_names)
+        return [jit_once(functools.partial(one, self.config.classifiers))(jax.random.key(0), image) for one in init]
 
     def restore_classifier(self, name: str, *, of: "Job | None" = None) -> Any:
         """State in which the training of a classifier ended, here or in another run."""

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Workdir:
-    """Settings, files and shared parts of one audit; a stage's result names the results that it was made from."""
+    """Settings and files of one audit; a stage's result names the results that it was made from."""
 
     def __init__(self, config: Config, workdir: Path, stages: Sequence[Stage]):
         self.config, self.workdir, self.stages = config, workdir, tuple(stages)

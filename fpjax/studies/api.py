@@ -131,7 +131,7 @@ def audit_search(
         fix="sort them, and take levels of the sampler's own grid",
     )
     work = make_work(np.arange(len(targets))[:, None], level, num_chains)
-    found = count_returns(
+    found, _ = count_returns(
         made, params, np.asarray(targets), detect, work, threshold=threshold, key=key, path=path, log=log
     )
     remove_saved(path)

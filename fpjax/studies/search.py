@@ -83,7 +83,8 @@ class Shown(NamedTuple):
     end: UInt8[np.ndarray, "shown h w c"]  # what the same chain ended as
 
 
-class Returns(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Returns:
     """Counts by target, phase and level: one row for each (target, phase, level) that has chains."""
 
     target: Int[np.ndarray, " rows"]
@@ -96,23 +97,12 @@ class Returns(NamedTuple):
     num_detected_at: Int[np.ndarray, "rows thresholds"]  # at other thresholds
     evaluations: int
     executed: int
-    shown: Shown
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchResult:
-    """Result of the stage search: the rows of all looks (`Returns`), sorted by target, phase and level."""
+class SearchResult(Returns):
+    """Result of the stage search: the rows of all looks, sorted by target, phase and level."""
 
-    target: Int[np.ndarray, " rows"]
-    phase: Int[np.ndarray, " rows"]
-    level: Int[np.ndarray, " rows"]
-    num_chains: Int[np.ndarray, " rows"]
-    num_fingerprint: Int[np.ndarray, " rows"]
-    num_identity: Int[np.ndarray, " rows"]
-    num_detected: Int[np.ndarray, " rows"]
-    num_detected_at: Int[np.ndarray, "rows thresholds"]
-    evaluations: int
-    executed: int
     num_members: int
     strategy: str
     exhaustive_evaluations: int  # of the same search with the exhaustive strategy
@@ -206,8 +196,8 @@ def count_returns(
     path: Path | None = None,
     log: MetricsLog | None = None,
     keep: bool = False,
-) -> Returns:
-    """Runs chains from targets and counts those that both classifiers call the target they started from.
+) -> tuple[Returns, Shown]:
+    """Runs chains from targets and counts those that both classifiers call their own target; with the pictures.
 
     Args:
       targets: (k, h, w, c) float32 in model range.
@@ -271,7 +261,7 @@ def count_returns(
     counts = tally["counts"][target, phase, level]
     shown_target, shown_level = np.asarray(shown, int).reshape(-1, 2).T
     start = start_images(engine.grid, np.asarray(targets), shown_target, shown_level, key=key)
-    return Returns(
+    returns = Returns(
         target,
         phase,
         level,
@@ -279,8 +269,8 @@ def count_returns(
         num_detected_at=counts[:, 4:],
         evaluations=state.num_useful,
         executed=state.num_executed,
-        shown=Shown(shown_target, shown_level, tally["shown_detected"], to_bytes(start), tally["shown_end"]),
     )
+    return returns, Shown(shown_target, shown_level, tally["shown_detected"], to_bytes(start), tally["shown_end"])
 
 
 def search(
@@ -308,14 +298,14 @@ def search(
       **options: `threshold`, `thresholds` and `log` of `count_returns`.
     """
     plan, none = make_plan(settings, engine.grid, key), np.zeros((num_members, engine.grid.num_levels + 1), np.int64)
-    seen, found = Seen(none, none.copy()), []
+    seen, found, pictures = Seen(none, none.copy()), [], []
     for number in itertools.count():
         look = STRATEGIES[settings.strategy](plan, seen) if settings.member_chains else None
         parts = [rank_work(settings, engine.grid, num_searched or len(targets))] * (number == 0)
         parts += [look_work(settings, look)] if look else []
         if not parts:
             break
-        result = count_returns(
+        result, shown = count_returns(
             engine,
             params,
             targets,
@@ -329,12 +319,13 @@ def search(
             **options,
         )
         found.append(result)
+        pictures.append(shown)
         curve = result.phase == CURVE
         place = result.target[curve], result.level[curve]
         for counts, new in ((seen.num_chains, result.num_chains), (seen.num_detected, result.num_detected)):
             counts[place] += new[curve]
         seen = seen._replace(confirmed=bool(look and look.phase == CONFIRM))
-    columns = Returns._fields[: Returns._fields.index("evaluations")]
+    columns = [field.name for field in dataclasses.fields(Returns) if field.name not in ("evaluations", "executed")]
     rows = {name: np.concatenate([getattr(result, name) for result in found]) for name in columns}
     order = np.lexsort((rows["level"], rows["phase"], rows["target"]))
     everything = dataclasses.replace(settings, strategy="exhaustive")
@@ -348,4 +339,4 @@ def search(
         exhaustive_evaluations=most * evaluations_per_step(engine, params),
     )
     # The first look alone has pictures.
-    return result, found[0].shown
+    return result, pictures[0]

@@ -21,7 +21,7 @@ from ...detectors.augmix import AugMixSettings
 from ...detectors.base import Detector
 from ...detectors.evaluation import measure_errors
 from ...detectors.examples import make_tasks
-from ...detectors.fitting import init_fit, make_fit_step
+from ...detectors.fitting import make_fit_step
 from ...detectors.results import ClassifiersResult, Description, Trained
 from ...detectors.settings import ClassifierSettings
 from ...models.resnet import ResNetSettings
@@ -169,13 +169,6 @@ def cost(job: Job) -> Cost:
     )
 
 
-def _fresh(job: Job, settings: ClassifierSettings) -> list[Any]:
-    """States of the networks that the detector is made of, as they are initialised."""
-    models, key, one = job.classifier_models, jax.random.key(0), jnp.zeros((1, *job.image_shape))
-    used = models[len(models) - len(job.classifier_names) :]
-    return [jit_once(functools.partial(init_fit, model, settings))(key, one) for model in used]
-
-
 def time_training(job: Job) -> Timing | None:
     """One step of both classifiers."""
     if not job.classifier_names:
@@ -184,7 +177,7 @@ def time_training(job: Job) -> Timing | None:
     batch = timed_batch(full)
     settings = dataclasses.replace(config.classifiers, batch_size=batch)
     data = jax.tree.map(jnp.asarray, job.detector_data(job.candidates.rest))
-    states = _fresh(job, settings)
+    states = job.fresh_classifiers
     models, tasks = (parts[-len(states) :] for parts in (job.classifier_models, _tasks(job, settings)))
     steps = [make_fit_step(model, task, settings) for model, task in zip(models, tasks, strict=True)]
 
@@ -204,9 +197,8 @@ def time_detection(job: Job) -> Timing:
 
 def _fresh_detector(job: Job) -> Detector:
     """By networks as they are initialised."""
-    states = _fresh(job, job.config.classifiers)
-    variables = {name: state.variables for name, state in zip(job.classifier_names, states, strict=True)}
-    return classifier.make_classifier_detector(job.classifier_models, variables)
+    states = zip(job.classifier_names, job.fresh_classifiers, strict=True)
+    return classifier.make_classifier_detector(job.classifier_models, {name: state.variables for name, state in states})
 
 
 CLASSIFIERS = Stage(

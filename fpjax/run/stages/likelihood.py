@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.compilation import jit_once
 from ...detectors import nearest
 from ...diffusion.flow import OUTCOMES, OdeSettings, divergence, flow_drift
 from ...diffusion.results import ScoreResult
@@ -109,7 +108,7 @@ def cost(job: Job) -> Cost:
 def time_density(job: Job) -> Timing:
     """One evaluation of the flow with its divergence, in float32."""
     config, shape, key, full = job.config, job.image_shape, jax.random.key(0), job.config.likelihood.batch_size
-    batch, params = timed_batch(full), jit_once(job.init_params)(key)
+    batch = timed_batch(full)
     exact = config.ode.num_probes == 0
     probes = None if exact else jax.random.rademacher(key, (config.ode.num_probes, *shape), jnp.float32)
 
@@ -117,7 +116,7 @@ def time_density(job: Job) -> Timing:
         drift = functools.partial(flow_drift, job.process, job.make_score(params, dtype="float32"), t=jnp.asarray(0.5))
         return jax.vmap(lambda x: divergence(drift, x, probes=probes, trace_batch=config.ode.trace_batch))(x)
 
-    return time_call(density, params, jnp.zeros((batch, *shape)), batch=batch)._replace(full=full)
+    return time_call(density, job.fresh_params, jnp.zeros((batch, *shape)), batch=batch)._replace(full=full)
 
 
 LIKELIHOOD = Stage(

@@ -89,13 +89,12 @@ def time_evaluation(job: Job, *, batch: int = 0) -> Timing:
     """The score of some images at once; by default of as many as a device has slots."""
     full = job.config.engine.slots
     batch = batch or timed_batch(full)
-    params = jit_once(job.init_params)(jax.random.key(0))
 
     def evaluate(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
         return jax.vmap(job.make_score(params))(x, t)
 
     x, t = jnp.zeros((batch, *job.image_shape)), jnp.full(batch, 0.5)
-    return time_call(evaluate, params, x, t, batch=batch)._replace(full=full, unit="evaluations")
+    return time_call(evaluate, job.fresh_params, x, t, batch=batch)._replace(full=full, unit="evaluations")
 
 
 def time_training(job: Job) -> Timing | None:
@@ -106,7 +105,7 @@ def time_training(job: Job) -> Timing | None:
     batch = timed_batch(full)
     parts = 1 if jax.default_backend() == "cpu" else score.accumulate
     settings = dataclasses.replace(score, batch_size=batch, accumulate=parts)
-    state, data = init_state(jit_once(job.init_params)(key), settings), jnp.asarray(job.planted.train)
+    state, data = init_state(job.fresh_params, settings), jnp.asarray(job.planted.train)
     return time_call(make_train_step(job.loss, settings), state, data, key, batch=batch)._replace(full=full)
 
 
