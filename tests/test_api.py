@@ -15,7 +15,7 @@ from scipy.stats import norm
 import fpjax
 from fpjax.core.errors import RequestError, StageError
 from fpjax.diffusion.sampling import make_grid
-from fpjax.engine import resume
+from fpjax.engine import slots
 
 from .gaussian import chain_end, gaussian_score_fn
 
@@ -167,7 +167,7 @@ def test_importing_is_quick_and_every_name_is_there():
 
 def test_a_saved_search_is_that_of_its_model_targets_and_threshold(tmp_path, monkeypatch):
     """What another model left behind is not taken up, and nothing is left once the answer is there."""
-    monkeypatch.setattr(resume, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(slots, "SAVE_EVERY_S", -1.0)
     path, targets = tmp_path / "search.npz", np.zeros((1, 2, 2, 1), np.float32)
 
     def score_fn(params, x, t):

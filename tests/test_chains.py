@@ -298,7 +298,7 @@ def test_one_compile_for_any_work():
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop_after):
-    monkeypatch.setattr("fpjax.engine.resume.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("fpjax.engine.slots.SAVE_EVERY_S", -1.0)
     work, targets = mixed_work(20), np.zeros((2, *SHAPE), np.float32)
     engine, log = gaussian_engine(slots=4, block_steps=5), MetricsLog(tmp_path / "metrics.jsonl")
 
@@ -345,7 +345,7 @@ def test_an_interrupted_run_ends_with_the_same_tally(tmp_path, monkeypatch, stop
 
 def test_a_state_of_other_work_grid_or_key_is_not_taken_up(tmp_path, monkeypatch):
     """The run starts over: its tally is that of the work asked for now, all of it."""
-    monkeypatch.setattr("fpjax.engine.resume.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("fpjax.engine.slots.SAVE_EVERY_S", -1.0)
     targets, done = np.zeros((1, *SHAPE), np.float32), []
     small, fine = (gaussian_engine(num_levels=levels, slots=4, block_steps=5) for levels in (20, 21))
     for engine, chains, seed in ((small, 30, 0), (small, 31, 0), (small, 31, 1), (fine, 31, 1)):

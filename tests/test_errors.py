@@ -23,7 +23,7 @@ from fpjax.diffusion.grid import time_grid
 from fpjax.diffusion.oracle import empirical_score_fn
 from fpjax.diffusion.sampling import SAMPLERS
 from fpjax.diffusion.sde import SubVP
-from fpjax.engine import resume
+from fpjax.engine import slots
 from fpjax.engine.chains import EngineSettings, make_engine
 from fpjax.studies.count import CountSettings, count
 from fpjax.studies.memoriser import audit_oracle
@@ -289,7 +289,7 @@ def test_the_auditor_is_found_out(memoriser, tmp_path, kind):
 def test_an_interrupted_oracle_is_that_of_its_threshold(memoriser, tmp_path, monkeypatch):
     """Scores of 0.7: nothing above 0.9, everything above 0.5."""
     engine, train, targets = memoriser
-    monkeypatch.setattr(resume, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(slots, "SAVE_EVERY_S", -1.0)
 
     class Stopping:
         blocks = 0

@@ -22,8 +22,8 @@ from fpjax.diffusion.flow import (
 )
 from fpjax.diffusion.oracle import empirical_log_density, empirical_score_fn
 from fpjax.diffusion.sde import SubVP
-from fpjax.engine.densities import make_density_engine
-from fpjax.studies.likelihood import NllSettings, bits_per_dim, log_likelihoods
+from fpjax.engine.densities import log_likelihoods, make_density_engine
+from fpjax.studies.likelihood import NllSettings, bits_per_dim
 
 from .gaussian import gaussian_score_fn
 
@@ -238,8 +238,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(many, monkeypatch):
 
     stops = iter([False] * 3 + [True] + [False] * 1000)
     with monkeypatch.context() as patch:
-        patch.setattr("fpjax.studies.likelihood.stopping", lambda: next(polls))
-        patch.setattr("fpjax.studies.likelihood.Progress", Interrupted)
+        patch.setattr("fpjax.engine.slots.stopping", lambda: next(polls))
+        patch.setattr("fpjax.engine.densities.Progress", Interrupted)
         with pytest.raises(Stopped):
             many(engine, IMAGES, name="parts")
     with np.load(many.path / "parts.npz") as file:

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from ..core.errors import StageError, check, whole
@@ -29,6 +28,7 @@ from ..core.processes import process_index
 from ..core.types import Image, Key, Level, Scalar
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampling import Sampler
+from .slots import by_slot, on_each, per_device, pick, slot_mesh
 from .work import NO_TARGET, Work, describe_chain
 
 MIN_TARGET_ROWS = 64  # of the compiled program, so that it serves other numbers of targets too
@@ -187,9 +187,6 @@ def _advance_device(
     fold = jax.vmap(jax.random.fold_in)
     num_queued = num_queued[0]
 
-    def pick(mask: jax.Array, new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
-
     def refill(slots: Slots, taken: jax.Array) -> tuple[Slots, jax.Array]:
         idle = slots.level == 0
         place = taken + jnp.cumsum(idle) - 1
@@ -258,23 +255,16 @@ def make_engine(
     """
     everyone = list(devices or jax.devices())
     devices = [device for device in everyone if device.process_index == process_index()]
-    mesh = jax.make_mesh((len(devices),), ("chains",), axis_types=(AxisType.Auto,), devices=devices)
-    one_device = functools.partial(_advance_device, make_sampler=make_sampler, grid=grid, settings=settings)
-    # No collectives inside, so the devices may run different numbers of iterations; nothing varies that is not ours.
-    sharded = jax.shard_map(
-        one_device,
-        mesh=mesh,
-        in_specs=(P(), P(), P(), P("chains"), P("chains"), P("chains")),
-        out_specs=P("chains"),
-        check_vma=False,
-    )
+    mesh = slot_mesh(devices)
+    block = functools.partial(_advance_device, make_sampler=make_sampler, grid=grid, settings=settings)
+    advance = per_device(block, mesh, whole=3, rows=3)
     queues = tuple(everyone.index(device) for device in devices)
-    return Engine(jax.jit(sharded), make_sampler, image_shape, mesh, settings, grid, queues, len(everyone))
+    return Engine(advance, make_sampler, image_shape, mesh, settings, grid, queues, len(everyone))
 
 
 def slot_shapes(engine: Engine, params: Any) -> Slots:
     """Shapes, types and placement of the slots."""
-    rows, placed = engine.mesh.size * engine.settings.slots, NamedSharding(engine.mesh, P("chains"))
+    rows, placed = engine.mesh.size * engine.settings.slots, by_slot(engine.mesh)
 
     def slot(params: Any) -> Slots:
         zero = jnp.zeros((), jnp.int32)
@@ -374,8 +364,7 @@ def run_chains(
     padded = np.zeros((max(MIN_TARGET_ROWS, 1 << (len(targets) - 1).bit_length()), *engine.image_shape), np.float32)
     padded[: len(targets)] = targets
     # Once, and to all devices: parameters arrive on one of them.
-    everywhere = NamedSharding(engine.mesh, P())
-    params, key, on_device = jax.device_put((params, key, padded), everywhere)
+    params, key, on_device = jax.device_put((params, key, padded), on_each(engine.mesh))
     capacity, evaluations = engine.capacity, evaluations_per_step(engine, params)
     total = sum(work.share(queue, engine.num_queues).num_chains for queue in engine.queues)
     while state.num_finished < total:

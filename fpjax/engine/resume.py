@@ -1,7 +1,6 @@
 """Chains with their tally on disk every few seconds, so that a run that was interrupted ends with the same counts."""
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.errors import RequestError, StageError
+from ..core.errors import StageError
 from ..core.metrics import MetricsLog
 from ..core.processes import gather, num_processes, process_index
-from ..core.progress import Progress, stopping
-from ..core.store import read_arrays, tree_digest, write_arrays
+from ..core.progress import Progress
+from ..core.store import tree_digest
 from ..core.types import DetectFn, Key
 from ..detectors.base import detect_all
-from .chains import Block, Engine, EngineState, Slots, evaluations_per_step, initial_state, run_chains
+from .chains import Block, Engine, EngineState, evaluations_per_step, initial_state, run_chains
+from .slots import SavedSlots
 from .work import Work, describe_chain
 
 
@@ -35,31 +35,6 @@ def block_scores(detect: DetectFn, block: Block) -> tuple[np.ndarray, np.ndarray
             "the image is finite: look for a division by zero in the detector"
         )
     return fingerprint, identity
-
-
-SAVE_EVERY_S = 10.0
-
-
-def _load_partial(path: Path, identity: str, slots: Slots, tally: dict[str, np.ndarray]) -> EngineState | None:
-    """State of an interrupted run into `tally`, or None if there is none that fits."""
-    try:
-        arrays = read_arrays(path)
-    except RequestError:
-        return None
-    if str(arrays.get("identity")) != identity:
-        return None
-    template, structure = jax.tree.flatten(slots)
-    leaves = [jax.device_put(arrays[f"slot{i}"], leaf.sharding) for i, leaf in enumerate(template)]
-    for name in tally:
-        tally[name][...] = arrays[f"tally_{name}"]
-    return EngineState(jax.tree.unflatten(structure, leaves), *arrays["counters"])
-
-
-def _save_partial(path: Path, identity: str, state: EngineState, tally: dict[str, np.ndarray]) -> None:
-    """What `_load_partial` reads."""
-    leaves = {f"slot{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.slots))}
-    tallies = {f"tally_{name}": values for name, values in tally.items()}
-    write_arrays(path, identity=np.asarray(identity), counters=np.stack(state[1:]), **leaves, **tallies)
 
 
 def _own_path(path: Path | None) -> Path | None:
@@ -127,15 +102,18 @@ def run_saved(
         tree_digest((params, np.asarray(targets))) if path else "",
         counted,
     )
-    identity = hashlib.sha256(repr(parts).encode()).hexdigest()
-    path = _own_path(path)
+    saved = SavedSlots(_own_path(path), hashlib.sha256(repr(parts).encode()).hexdigest())
     state = initial_state(engine, params)
-    state = (path and _load_partial(path, identity, state.slots, tally)) or state
+    if found := saved.load(state.slots):
+        slots, arrays = found
+        state = EngineState(slots, *arrays["counters"])
+        for name in tally:
+            tally[name][...] = arrays[f"tally_{name}"]
     shares = [work.share(queue, engine.num_queues) for queue in engine.queues]
     num_chains = sum(share.num_chains for share in shares)
     evaluations = sum(share.num_steps for share in shares) * evaluations_per_step(engine, params)
     name = f"{label}, process {process_index()}" if process_index() else label
-    progress, saved = Progress(name, evaluations, "evaluations", done=state.num_useful), time.monotonic()
+    progress = Progress(name, evaluations, "evaluations", done=state.num_useful)
     for block in run_chains(engine, params, targets, work, key=key, state=state):
         if len(block.rows):
             consume(block, tally)
@@ -149,12 +127,9 @@ def run_saved(
                 evaluations_per_s=progress.rate,
             )
         # The last state only where something is still to come, here or in other processes.
-        due = (
-            keep or num_processes() > 1 if state.num_finished == num_chains else time.monotonic() - saved > SAVE_EVERY_S
-        )
-        if path and (due or (stopping() and state.num_finished < num_chains)):
-            _save_partial(path, identity, state, tally)
-            saved = time.monotonic()
+        if (keep or num_processes() > 1) if state.num_finished == num_chains else saved.due():
+            tallies = {f"tally_{name}": values for name, values in tally.items()}
+            saved.save(state.slots, counters=np.stack(state[1:]), **tallies)
         progress.update(state.num_useful, f"{state.num_finished:,} of {num_chains:,} chains")
     everyone = gather(tally | {"": np.stack(state[1:])})
     counters = np.concatenate([arrays.pop("") for arrays in everyone], axis=1)

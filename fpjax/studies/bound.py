@@ -19,10 +19,9 @@ from ..core.errors import whole
 from ..core.metrics import MetricsLog
 from ..core.types import Key
 from ..engine.chains import Block, Engine
-from ..engine.densities import DensityEngine
+from ..engine.densities import DensityEngine, log_likelihoods
 from ..engine.resume import run_saved
 from ..engine.work import Work, make_work
-from .likelihood import log_likelihoods
 from .search import SearchResult
 
 

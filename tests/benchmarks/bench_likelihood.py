@@ -24,11 +24,11 @@ from scipy.integrate import solve_ivp
 from fpjax.core.metrics import MetricsLog, read_metrics
 from fpjax.diffusion.flow import flow_drift, prior_logp
 from fpjax.diffusion.score import make_score_fn
-from fpjax.engine.densities import make_density_engine
+from fpjax.engine.densities import log_likelihoods, make_density_engine
 from fpjax.models.unet import UNet
 from fpjax.run.config import Config, make_config
 from fpjax.run.stages import open_job
-from fpjax.studies.likelihood import bits_per_dim, log_likelihoods
+from fpjax.studies.likelihood import bits_per_dim
 
 
 def scipy_loop(make_score, params, process, images, keys, settings) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 from ...detectors import nearest
 from ...diffusion.flow import OUTCOMES, OdeSettings, divergence, flow_drift
 from ...diffusion.results import ScoreResult
+from ...engine.densities import log_likelihoods
 from ...report.sections import studies
 from ...studies.likelihood import (
     HELD_OUT_TARGET,
@@ -19,7 +20,6 @@ from ...studies.likelihood import (
     NllSettings,
     Snapshot,
     bits_per_dim,
-    log_likelihoods,
 )
 from ..job import Job
 from ..stage import Cost, Stage
