@@ -16,7 +16,6 @@ from fpjax.diffusion.grid import time_grid
 from fpjax.diffusion.pretrained.architecture import read_architecture
 from fpjax.diffusion.pretrained.imported import read_imported
 from fpjax.diffusion.pretrained.scheduler import read_scheduler
-from fpjax.diffusion.pretrained.weights import read_model, write_model
 from fpjax.diffusion.sampling import ancestral
 from fpjax.diffusion.score import make_score_fn
 from fpjax.diffusion.sde import SubVP
@@ -24,6 +23,7 @@ from fpjax.models.layers import timestep_embedding
 from fpjax.models.unet import UNet
 
 from .conftest import ROOT, launch
+from .stored_models import read_model, write_model
 
 pytestmark = pytest.mark.extra
 torch = pytest.importorskip("torch")

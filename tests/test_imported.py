@@ -14,13 +14,14 @@ from fpjax.core.images import to_model
 from fpjax.core.records import from_content, to_content
 from fpjax.core.store import read_json
 from fpjax.diffusion.pretrained.imported import Imported, file_digests, read_imported
-from fpjax.diffusion.pretrained.weights import read_params, write_model
+from fpjax.diffusion.pretrained.weights import read_params
 from fpjax.diffusion.sde import DiscreteVP, SubVP
 from fpjax.models.unet import UNet, UNetSettings
 from fpjax.run import pipeline, timing
 from fpjax.run.config import make_config
 from fpjax.run.stages import classifiers, likelihood, open_job, score
 
+from .stored_models import write_model
 from .test_config import config_of
 
 BYTE, SEED = 200, 20  # with this seed the grey image is the member

@@ -16,9 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from fpjax.diffusion.pretrained.weights import write_model
 from fpjax.models.unet import UNet, UNetSettings
 
+from ..stored_models import write_model
 from .timing import alternate, processor
 
 pytestmark = pytest.mark.bench

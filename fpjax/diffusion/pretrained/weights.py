@@ -1,39 +1,25 @@
-"""Weights of a diffusers UNet2DModel, by its names and axes, to and from ours; safetensors alone, never pickle."""
+"""Weights of a diffusers UNet2DModel, by its names and axes, as ours; safetensors alone, never pickle."""
 
 import functools
-import json
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors import numpy as safetensors
 
 from ...core.errors import RequestError, check
-from ...core.store import write_bytes
 from ...models.unet import UNet, UNetSettings
-from .architecture import BLOCKS, MID_BLOCK, MODEL_CLASS, Architecture, read_architecture
+from .architecture import Architecture
 from .fields import listing, part_file, read_fields, short
 
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS = ("", ".fp16", ".bf16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = ("F32", "F16", "BF16", "F64")
-
-
-class Model(NamedTuple):
-    """A model: its architecture, and float32 parameters of `UNet(settings)`."""
-
-    settings: UNetSettings
-    params: Any
-    channels: int
-    side: tuple[int, int] | None
 
 
 def _their_name(path: tuple[str, ...], levels: int) -> str:
@@ -63,14 +49,14 @@ def _their_name(path: tuple[str, ...], levels: int) -> str:
 _AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-def _to_theirs(name: str, array: np.ndarray) -> np.ndarray:
+def to_theirs(name: str, array: np.ndarray) -> np.ndarray:
     """One of our weights as diffusers lays it out; our 1x1 convolutions are matrices."""
     array = array.transpose(_AXES[array.ndim])
     return array[:, :, None, None] if name.endswith("conv_shortcut.weight") else array
 
 
 def _to_ours(name: str, array: np.ndarray) -> np.ndarray:
-    """The inverse of `_to_theirs`."""
+    """The inverse of `to_theirs`."""
     array = array[:, :, 0, 0] if name.endswith("conv_shortcut.weight") else array
     return array.transpose(np.argsort(_AXES[array.ndim]))
 
@@ -78,7 +64,7 @@ def _to_ours(name: str, array: np.ndarray) -> np.ndarray:
 _OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
 
-def _named(settings: UNetSettings, params: Any) -> tuple[dict[str, Any], Any]:
+def named(settings: UNetSettings, params: Any) -> tuple[dict[str, Any], Any]:
     """Parameters (or their shapes) by diffusers' names, in the order of the tree, and the tree's structure."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     levels = len(settings.channels)
@@ -91,9 +77,9 @@ def _expected(settings: UNetSettings, channels: int) -> tuple[dict[str, tuple[in
     side = settings.downsampling
     images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     times = jax.ShapeDtypeStruct((1,), jnp.float32)
-    shapes, tree = _named(settings, jax.eval_shape(UNet(settings).init, jax.random.key(0), images, times)["params"])
+    shapes, tree = named(settings, jax.eval_shape(UNet(settings).init, jax.random.key(0), images, times)["params"])
     # Broadcast from one number, an array has a shape and no size.
-    return {name: _to_theirs(name, np.broadcast_to(0.0, leaf.shape)).shape for name, leaf in shapes.items()}, tree
+    return {name: to_theirs(name, np.broadcast_to(0.0, leaf.shape)).shape for name, leaf in shapes.items()}, tree
 
 
 def _check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
@@ -206,73 +192,3 @@ def _check_weight(what: str, shape: Iterable[int], dtype: str, expected: tuple[i
         fix="check that config.json and weights belong together",
     )
     check(dtype in DTYPES, what, got=dtype, expected=f"one of {', '.join(DTYPES)}", fix="save the model in float32")
-
-
-def read_model(directory: Path) -> Model:
-    """Reads a model that diffusers (or `write_model`) saved: `UNet(settings).apply({"params": params}, x, t)` is it.
-
-    Args:
-      directory: of a `UNet2DModel`, or of a pipeline with one in `unet/`.
-
-    Returns:
-      `Model`; its times are the scheduler's step numbers, 0 to N - 1. Compute type and remat are the defaults.
-
-    Raises:
-      RequestError: the model is not there, damaged, or not one that `UNet` can be.
-    """
-    architecture = read_architecture(directory)
-    params = read_params(directory, architecture)
-    return Model(architecture.settings, params, architecture.channels, architecture.side)
-
-
-def write_model(directory: Path, settings: UNetSettings, params: Any, *, side: tuple[int, int] | None = None) -> None:
-    """Writes a directory that diffusers' `UNet2DModel.from_pretrained` loads, whole or not at all.
-
-    Args:
-      directory: must not exist, or be empty.
-      params: of `UNet(settings)`, float32.
-      side: height and width of the images, for the config's `sample_size`.
-
-    Raises:
-      RequestError: the directory holds something, or the parameters are not of these settings.
-    """
-    check(
-        not directory.exists() or (directory.is_dir() and not any(directory.iterdir())),
-        str(directory),
-        got="something that is there already",
-        expected="a new directory",
-        fix="give another name, or delete it",
-    )
-    leaves, _ = _named(settings, params)
-    channels = params["conv_in"]["kernel"].shape[2]
-    expected, _ = _expected(settings, channels)
-    _check_names("params", leaves, expected)
-    arrays = {name: np.ascontiguousarray(_to_theirs(name, np.asarray(x))) for name, x in leaves.items()}
-    for name, array in arrays.items():
-        _check_weight(f"params: {name}", array.shape, "F32", expected[name])
-    config = _config(settings, channels, side)
-    beside = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    write_bytes(beside / f"{WEIGHTS}.safetensors", safetensors.save(arrays, metadata={"format": "pt"}))
-    write_bytes(beside / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-    os.replace(beside, directory)
-
-
-def _config(settings: UNetSettings, channels: int, side: tuple[int, int] | None) -> dict[str, Any]:
-    """`config.json` of a `UNet2DModel`, every field."""
-    same = ("layers_per_block", "mid_block_scale_factor", "norm_num_groups", "norm_eps", "act_fn", "dropout")
-    same += ("resnet_time_scale_shift", "downsample_padding", "downsample_type", "upsample_type")
-    same += ("time_embedding_type", "flip_sin_to_cos", "freq_shift", "center_input_sample")
-    return {
-        "_class_name": MODEL_CLASS,
-        "sample_size": side if side is None or side[0] != side[1] else side[0],
-        "in_channels": channels,
-        "out_channels": channels,
-        "block_out_channels": settings.channels,
-        "down_block_types": [BLOCKS["down"][flag] for flag in settings.attention],
-        "up_block_types": [BLOCKS["up"][flag] for flag in settings.attention_up[::-1]],
-        "mid_block_type": None if settings.mid_block == "none" else MID_BLOCK,
-        "add_attention": settings.mid_block != "plain",
-        "attention_head_dim": settings.attention_head_dim or None,
-        "attn_norm_num_groups": settings.attn_norm_num_groups or None,
-    } | {name: getattr(settings, name) for name in same}
