@@ -126,7 +126,7 @@ def test_mean_lower_limit_covers_two_point_values_exactly(n):
 
 @pytest.mark.parametrize("shape", [(0.1, 0.01), (0.5, 0.5), (2, 1), (9, 1), (0.3, 0.05)])
 def test_mean_lower_limit_covers_beta_values(shape):
-    values, truth = np.random.default_rng(6).beta(*shape, size=(1500, 30)), beta_distribution.mean(*shape)
+    values, truth = np.random.default_rng(6).beta(*shape, size=(1500, 30)), float(beta_distribution.mean(*shape))
     covered = np.array([stats.mean_lower_limit(v) <= truth for v in values])
     assert enough(covered)
     # The estimate itself is no limit, and all of 30 seen says no more than it does for hits.

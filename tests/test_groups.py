@@ -234,8 +234,10 @@ class TestGroups:
         who = {"train_who": np.arange(30) // 3, "test_who": 100 + np.arange(10) // 2}
         np.savez(tmp_path / "x.npz", train_images=images[:30], test_images=images[30:], **who)
         path = str(tmp_path / "x.npz")
+        config = targets(4, 3, source="npz", path=path, group="who", stamp=False)
+        splits = load(config)
         for seed in range(10):
-            config = targets(4, 3, source="npz", path=path, group="who", stamp=False, seed=seed)
+            config = dataclasses.replace(config, seed=seed)
             splits = load(config)
             candidates = plant(splits, config)
             rows = [image_digests(images).index(d) for d in image_digests(candidates.targets)]

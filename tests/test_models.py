@@ -180,7 +180,7 @@ def test_remat_changes_memory_and_no_result():
     def gradient(settings):
         def loss(params):
             rngs = {"dropout": jax.random.key(2)}
-            return jnp.mean(UNet(settings).apply({"params": params}, x, t, train=True, rngs=rngs) ** 2)
+            return jnp.mean(jnp.square(UNet(settings).apply({"params": params}, x, t, train=True, rngs=rngs)))
 
         return jax.grad(loss)
 

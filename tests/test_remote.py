@@ -57,7 +57,7 @@ class TestDownload:
                 self.wfile.write(state["content"][: state["cut"]])
                 state["hold"].wait(60)
 
-            def log_message(self, *_):
+            def log_message(self, format, *args):
                 pass
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -84,6 +84,7 @@ class Bench:
 
     def bare(self, *, calls=20):
         """The network alone at the engine's batch size; evaluations that it made."""
+        out = None
         for _ in range(calls):
             out = self._network(self.params, self._x, self._t)
         jax.block_until_ready(out)
