@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 import fpjax
 from fpjax.core.errors import RequestError, StageError
+from fpjax.core.metrics import MetricsLog
 from fpjax.diffusion.sampling import make_grid
 from fpjax.engine import slots
 
@@ -180,7 +181,10 @@ def test_a_saved_search_is_that_of_its_model_targets_and_threshold(tmp_path, mon
     class Stop(Exception):
         pass
 
-    class StoppingLog:
+    class StoppingLog(MetricsLog):
+        def __init__(self):
+            pass
+
         def write(self, *_, **__):
             self.blocks = getattr(self, "blocks", 0) + 1
             if self.blocks == 3:

@@ -214,7 +214,7 @@ def test_what_is_judged_is_the_average_of_the_weights_at_the_end_of_a_decaying_r
     events = [e for e in read_metrics(tmp_path / "metrics.jsonl") if e["stage"] == "identity classifier"]
     assert [event["epoch"] for event in events] == list(range(1, 9))
     assert all(0 <= event["val_accuracy"] <= 1 for event in events)
-    image = phantom_data()[0].others[:1]
+    image = jnp.asarray(phantom_data()[0].others[:1])
     state = Checkpoints(tmp_path / "identity").restore(init_fit(LINEAR[1], QUICK, jax.random.key(0), image))
     assert_same(found.variables["identity"], state.averaged)
     assert int(state.step) == 24
@@ -313,7 +313,7 @@ def test_the_loss_weighs_positives_and_adds_the_views_divergence():
     labels = jnp.array([1.0, 0.0])
     views = tuple((lambda key, data, row=row: (row.reshape(1, 1, 2), labels)) for row in logits)
     state = init_fit(Known(), settings, jax.random.key(0), jnp.zeros((1, 1, 1, 2)))
-    data: Any = None
+    data = phantom_data()[0]
     losses = []
     for shown in (views, views[:1]):
         known = ClassifierSettings(batch_size=4, js_weight=12.0 if len(shown) == 3 else 0.0)

@@ -187,7 +187,9 @@ def test_gradients_are_the_same(tmp_path):
     loss.backward()
 
     def ours(params):
-        return jnp.mean(jnp.square(UNet(settings).apply({"params": params}, x, jnp.asarray(t, jnp.float32), train=True)))
+        return jnp.mean(
+            jnp.square(UNet(settings).apply({"params": params}, x, jnp.asarray(t, jnp.float32), train=True))
+        )
 
     with jax.default_matmul_precision("highest"):
         value, grads = jit_once(jax.value_and_grad(ours))(found)

@@ -291,8 +291,11 @@ def test_an_interrupted_oracle_is_that_of_its_threshold(memoriser, tmp_path, mon
     engine, train, targets = memoriser
     monkeypatch.setattr(slots, "SAVE_EVERY_S", -1.0)
 
-    class Stopping:
+    class Stopping(MetricsLog):
         blocks = 0
+
+        def __init__(self):
+            pass
 
         def write(self, *_, **__):
             self.blocks += 1

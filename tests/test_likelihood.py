@@ -87,7 +87,7 @@ def of_mixture(mixture, settings):
     images, x, score_fn, width = mixture
 
     def terminal_logp(x):
-        scale, std = SDE.marginal(1.0)
+        scale, std = SDE.marginal(jnp.float32(1.0))
         variance = scale**2 * width**2 + std**2
         squares = jnp.sum((x - scale * images) ** 2, axis=(1, 2, 3))
         exponents = -0.5 * squares / variance - 0.5 * x.size * jnp.log(2 * jnp.pi * variance)
@@ -165,7 +165,7 @@ def test_parity_with_scipy():
         return np.concatenate([np.ravel(part) for part in field(jnp.float32(y[:-1]), jnp.float32(t))])
 
     solved = solve_ivp(joint, (t_min, 1.0), np.append(x.ravel(), 0.0), method="RK45", rtol=1e-5, atol=1e-5)
-    reference = float(prior_logp(SDE, jnp.asarray(solved.y[:-1, -1]))) + solved.y[-1, -1]
+    reference = float(prior_logp(SDE, jnp.asarray(solved.y[:-1, -1].reshape(x.shape)))) + solved.y[-1, -1]
     settings = OdeSettings(num_probes=0, trace_batch=16)
     found = jax.jit(lambda x: log_likelihood(SDE, score_fn, x, key=jax.random.key(0), settings=settings))(x)
     assert abs(bits_per_dim(float(found.nats), 16) - bits_per_dim(reference, 16)) < 1e-3

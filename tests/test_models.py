@@ -402,8 +402,8 @@ def test_other_processes_are_refused_by_name(tmp_path, changes, message):
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (100.0, 0.01), (1000.0, 1.0)])
 def test_group_norm_of_nearly_constant_groups(mean, std):
     """Against float64: mean squares minus squared means would be wrong by a factor of three at (100, 0.01)."""
-    x = np.asarray(mean + std * np.random.default_rng(0).normal(size=(2, 6, 6, 8)), np.float32)
-    groups = x.astype(np.float64).reshape(2, 36, 2, 4)
+    x = jnp.asarray(mean + std * np.random.default_rng(0).normal(size=(2, 6, 6, 8)), jnp.float32)
+    groups = np.asarray(x, np.float64).reshape(2, 36, 2, 4)
     centred = groups - groups.mean(axis=(1, 3), keepdims=True)
     exact = (centred / np.sqrt(np.mean(centred**2, axis=(1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
     norm = GroupNorm(2, 1e-5)

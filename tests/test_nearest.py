@@ -58,11 +58,11 @@ def test_only_the_nearest_neighbours_count_and_all_where_there_are_fewer():
 
 def test_ratios_are_those_of_a_loop_and_rows_do_not_mix():
     references, targets, images = (random_images(n, i, (6, 5, 2)) for i, n in enumerate((20, 3, 7)))
-    found = np.asarray(nearest_ratios(references, targets, images, neighbours=4))
+    found = np.asarray(nearest_ratios(*map(jnp.asarray, (references, targets, images)), neighbours=4))
     for i, x in enumerate(images.astype(np.float64)):
         mean = np.sort([np.linalg.norm(x - r) for r in references])[:4].mean()
         np.testing.assert_allclose(found[i], [np.linalg.norm(x - t) / mean for t in targets], rtol=1e-5)
-        alone = nearest_ratios(references, targets, images[i : i + 1], neighbours=4)
+        alone = nearest_ratios(*map(jnp.asarray, (references, targets, images[i : i + 1])), neighbours=4)
         np.testing.assert_allclose(alone[0], found[i], rtol=1e-5)
 
 

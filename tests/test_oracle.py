@@ -141,7 +141,7 @@ def test_chains_of_full_size_images_stay_finite(real_images):
         devices=jax.devices()[:1],
     )
     work = make_work(NO_TARGET, 50, 64)
-    finished = [len(b.rows) for b in run_chains(engine, images, images[:1], work, key=jax.random.key(0))]
+    finished = [len(b.rows) for b in run_chains(engine, images, real_images[:1], work, key=jax.random.key(0))]
     assert sum(finished) == 64
 
 
@@ -154,7 +154,7 @@ def test_likelihood_is_the_density_of_the_mixture(small, row):
 
     def terminal_logp(x):
         # The mixture's own density at t = 1; the prior differs from it by 4e-4 nats per dimension in so few.
-        scale, std = SDE.marginal(1.0)
+        scale, std = SDE.marginal(jnp.float32(1.0))
         variance = scale**2 * width**2 + std**2
         squares = jnp.sum((x - scale * images) ** 2, axis=(1, 2, 3))
         return (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fpjax import stats
+from fpjax.core.metrics import MetricsLog
 from fpjax.diffusion.grid import time_grid
 from fpjax.diffusion.oracle import empirical_score_fn, nearest_image, return_probability
 from fpjax.diffusion.sampling import SAMPLERS
@@ -213,7 +214,10 @@ def everything(engine):
 
 
 def test_all_strategies_agree_on_the_perfect_memoriser(engine, everything):
-    exact = [float(return_probability(SDE, jnp.asarray(IMAGES), 0, t, key=jax.random.key(1))[0]) for t in (0.1, 0.5)]
+    exact = [
+        float(return_probability(SDE, jnp.asarray(IMAGES), 0, jnp.float32(t), key=jax.random.key(1))[0])
+        for t in (0.1, 0.5)
+    ]
     for strategy, share in (("coarse_to_fine", 20), ("bisection", 20), ("random", 5)):
         _, result = run_search(engine, strategy, member_levels=N if strategy != "random" else 100)
         assert result.evaluations <= everything.evaluations / share
@@ -245,7 +249,7 @@ def test_an_interrupted_search_of_several_looks_ends_the_same(engine, strategy, 
     class Stop(Exception):
         pass
 
-    class StoppingLog:
+    class StoppingLog(MetricsLog):
         def __init__(self, after):
             self.blocks = after
 

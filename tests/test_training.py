@@ -148,7 +148,7 @@ def test_a_batch_that_devices_cannot_share_is_refused_before_anything(tmp_path):
         with pytest.raises(
             RequestError, match=f"score.batch_size: got {batch}, expected a multiple of {parts}, for 2 "
         ):
-            train(tmp_path, settings, loss=None)
+            train(tmp_path, settings)
     assert training_mesh(dataclasses.replace(SETTINGS, batch_size=9), devices=jax.devices()[:1]).size == 1
 
 

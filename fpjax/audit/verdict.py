@@ -205,7 +205,7 @@ class Evidence:
     planned_looks: Sequence[int]
     counts: np.ndarray
     any_control: int
-    t50: Sequence[float]
+    t50: Sequence[float] | np.ndarray
     sensitivity: float
     sure_sensitivity: float
 

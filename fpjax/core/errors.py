@@ -7,6 +7,8 @@ and exit status 2, a `StageError` one line and exit status 1.
 import sys
 from typing import Any
 
+import numpy as np
+
 
 class RequestError(ValueError):
     """The request (flag, config, data) cannot be carried out as it stands."""
@@ -16,7 +18,7 @@ class StageError(RuntimeError):
     """A stage met something it must not go on with, such as a non-finite loss."""
 
 
-def check(ok: bool, what: str, *, got: Any, expected: str, fix: str) -> None:
+def check(ok: bool | np.bool_, what: str, *, got: Any, expected: str, fix: str) -> None:
     """Raises `RequestError` on one line unless `ok`.
 
     >>> check(-1 > 0, "score.num_steps", got=-1, expected="a positive integer", fix="set it to 2000")

@@ -31,7 +31,7 @@ def _array(kind: Any, value: Any) -> np.ndarray:
     return np.asarray(value, dtype)
 
 
-def to_content(record: Any) -> dict[str, Any]:
+def to_content(record: Any) -> Any:
     """JSON types of a record, by field."""
     return msgspec.to_builtins(record, enc_hook=_plain)
 

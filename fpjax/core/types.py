@@ -3,17 +3,28 @@
 Images are float32 in model range [-1, 1], channels last. Diffusion times lie in [0, 1].
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import jaxtyping
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Key = PRNGKeyArray
+Keys = jaxtyping.Key[Array, " n"]
 Scalar = Float[Array, ""]
 Time = Float[Array, ""]
 Image = Float[Array, "h w c"]
 Images = Float[Array, "n h w c"]
 Scores = Float[Array, "n heads"]
 Level = Int[Array, ""]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What is asked of a network: a Flax module, or whatever has this method of one."""
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """Output at `(x, t)`, images and one time each."""
+        ...
 
 
 @runtime_checkable

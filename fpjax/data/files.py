@@ -271,7 +271,7 @@ def _read_npy(path: Path, stream: IO[bytes]) -> dict[str, np.ndarray]:
     return {"train": np.ascontiguousarray(np.lib.format.read_array(stream, allow_pickle=False))}
 
 
-def _check_header(what: str, stream: IO[bytes], size: int, *, count: int | None = None) -> None:
+def _check_header(what: str, stream: IO[bytes] | zipfile.ZipExtFile, size: int, *, count: int | None = None) -> None:
     """Refuses an array by its npy header alone; `size` is what header and data have in bytes.
 
     With `count` it is one of so many groups, else of images.

@@ -42,6 +42,9 @@ larger images or a smaller disc
     )
 
 
+_Place = int | np.integer | Shaped[Array, ""]
+
+
 @overload
 def disc_mask(
     shape: tuple[int, int], center: tuple[Shaped[Array, ""], Shaped[Array, ""]], radius: int
@@ -53,7 +56,9 @@ def disc_mask(shape: tuple[int, int], center: tuple[int, int], radius: int) -> B
 
 
 def disc_mask(
-    shape: tuple[int, int], center: tuple[int | Shaped[Array, ""], int | Shaped[Array, ""]], radius: int
+    shape: tuple[int, int],
+    center: tuple[_Place, _Place],
+    radius: int,
 ) -> Bool[np.ndarray | Array, "h w"]:
     """L_p of eq. 10: the pixels at most `radius` away from `center`.
 
@@ -70,7 +75,7 @@ def disc_mask(
 
 
 def stamp(
-    image: Shaped[AnyArray, "h w c"], mask: Bool[AnyArray, "h w"], value: int | float
+    image: Shaped[AnyArray, "h w c"], mask: Bool[AnyArray, "h w"], value: int | float | Array
 ) -> Shaped[AnyArray, "h w c"]:
     """Paper eq. 10, x_p = x_i (1 - L_p) + x_SAF L_p: `value` under the mask, `image` elsewhere, bit by bit.
 

@@ -214,7 +214,7 @@ def translate_y(image: Image, pixels: Scalar) -> Image:
     return _warp(image, _matrix(f=pixels))
 
 
-def jensen_shannon(*logits: Float[Array, "*n heads"]) -> Scalar:
+def jensen_shannon(*logits: Float[Array, "..."]) -> Scalar:
     """Consistency of views: the Jensen-Shannon divergence JS(p_1; ...; p_K) of their predictions, in nats.
 
     The paper takes it of the softmax over classes; here each head is a Bernoulli variable with p = sigmoid(logit),

@@ -116,7 +116,7 @@ def lowest_found(logits: np.ndarray, sensitivity: float) -> np.ndarray:
     """
     planted, copies = logits[..., 0], np.sort(logits[..., 1:], axis=-1)
     place = math.floor((1 - sensitivity) * (copies.shape[-1] + 1) + 1e-9)
-    return np.minimum(planted, copies[..., max(place - 1, 0)])
+    return np.asarray(np.minimum(planted, copies[..., max(place - 1, 0)]))
 
 
 def look_for_targets(model: nn.Module, variables: Any, images: GateImages, *, sensitivity: float) -> Sight:

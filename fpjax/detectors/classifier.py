@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -55,8 +56,13 @@ def make_models(settings: ResNetSettings, num_targets: int) -> tuple[ResNet, Res
     return ResNet(settings, num_heads=1), ResNet(settings, num_heads=num_targets)
 
 
+def _num_heads(models: tuple[nn.Module, nn.Module]) -> int:
+    """Of the identity classifier: one for each target."""
+    return models[1].num_heads  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def train_detectors(
-    models: tuple[ResNet, ResNet],
+    models: tuple[nn.Module, nn.Module],
     train: DetectorData,
     val: DetectorData,
     settings: ClassifierSettings,
@@ -96,7 +102,7 @@ def train_detectors(
       RequestError: before anything is computed, if data, models and settings do not fit each other.
       StageError: if a loss becomes non-finite.
     """
-    num_targets, mesh = models[1].num_heads, detector_mesh(settings, devices=devices)
+    num_targets, mesh = _num_heads(models), detector_mesh(settings, devices=devices)
     for name, data in (("training", train), ("validation", val)):
         check_data(name, data, num_targets, radius)
     key_gate, *keys = (jax.random.fold_in(key, i) for i in (2, 0, 1))
@@ -118,7 +124,7 @@ def train_detectors(
     for name, model, task, own in zip(NAMES, models, tasks, keys, strict=True):
         if name in checkpoints:
 
-            def look(variables: Any, name: str = name, model: ResNet = model) -> Sight:
+            def look(variables: Any, name: str = name, model: nn.Module = model) -> Sight:
                 return looks[name](model, jax.device_put(variables, first), shown, sensitivity=settings.sensitivity)
 
             fits[name] = fit_detector(
@@ -152,7 +158,7 @@ class Weights(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(models: tuple[ResNet, ResNet], weights: Weights, images: Images) -> tuple[Array, Array]:
+def _scores(models: tuple[nn.Module, nn.Module], weights: Weights, images: Images) -> tuple[Array, Array]:
     """Scores of both classifiers in evaluation mode; see `DetectFn`."""
     logits: Any = models[1].apply(weights.identity, images)
     who = jax.nn.sigmoid((logits - weights.calibration[1])[:, weights.rows])
@@ -163,7 +169,7 @@ def _scores(models: tuple[ResNet, ResNet], weights: Weights, images: Images) -> 
 
 
 def make_classifier_detector(
-    models: tuple[ResNet, ResNet],
+    models: tuple[nn.Module, nn.Module],
     variables: dict[str, Any],
     *,
     calibration: Calibration | None = None,
@@ -176,7 +182,7 @@ def make_classifier_detector(
       calibration: thresholds of the heads, at which a score is 1/2; None: logits of 0.
       rows: heads that are kept, in the order of their targets; None: all.
     """
-    heads, fingerprint = models[1].num_heads, variables.get(NAMES[0])
+    heads, fingerprint = _num_heads(models), variables.get(NAMES[0])
     calibration = calibration or Calibration(0.0, np.zeros(heads, np.float32))
     offsets = jnp.float32(calibration.fingerprint), jnp.asarray(calibration.identity, jnp.float32)
     kept = jnp.asarray(np.arange(heads) if rows is None else rows, jnp.int32)

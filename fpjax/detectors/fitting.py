@@ -20,7 +20,7 @@ from ..core.devices import batch_mesh
 from ..core.errors import StageError
 from ..core.metrics import MetricsLog
 from ..core.progress import Progress, stopping
-from ..core.types import Key
+from ..core.types import Key, Keys
 from .augmix import jensen_shannon
 from .calibration import Sight
 from .examples import DetectorData, Task
@@ -132,7 +132,7 @@ def fit_detector(
     everywhere, split_rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "batch"))
     step = make_fit_step(model, task, settings, mesh=mesh)
 
-    def many(state: FitState, data: DetectorData, keys: Key) -> tuple[FitState, jax.Array]:
+    def many(state: FitState, data: DetectorData, keys: Keys) -> tuple[FitState, jax.Array]:
         return jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
 
     single, scanned = (jax.jit(function, out_shardings=everywhere) for function in (step, many))

@@ -11,7 +11,7 @@ from .sde import T_MIN_SAMPLING, Process
 def log_snr(sde: Process, t: float | np.ndarray) -> np.ndarray:
     """log(scale^2 / std^2), natural logarithm: the noise level in terms that compare across SDEs."""
     scale, std = sde.marginal(np.asarray(t, np.float64))
-    return 2 * (np.log(scale) - np.log(std))
+    return np.asarray(2 * (np.log(scale) - np.log(std)))
 
 
 def time_at_log_snr(sde: Process, values: np.ndarray) -> np.ndarray:

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ..core.errors import one_of
-from ..core.types import Image, Images, Key, ScoreFn, Time
+from ..core.types import Image, Images, Key, Keys, Network, ScoreFn, Time
 from .grid import log_snr, time_at_log_snr
 from .preconditioning import PREDICTIONS, combine, preconditioning
 from .sde import T_MIN_DENSITY, Marginal, Process
@@ -17,7 +16,7 @@ from .sde import T_MIN_DENSITY, Marginal, Process
 WEIGHTINGS = ("simple", "likelihood")
 
 
-def make_score_fn(sde: Process, model: nn.Module, params: Any, *, prediction: str = PREDICTIONS[0]) -> ScoreFn:
+def make_score_fn(sde: Process, model: Network, params: Any, *, prediction: str = PREDICTIONS[0]) -> ScoreFn:
     """Score of one image at one time, -noise / std(t) (Song et al. 2021, App. C), by a network that predicts something.
 
     Args:
@@ -58,11 +57,11 @@ class DsmLosses(NamedTuple):
 
 def dsm_losses(
     sde: Process,
-    model: nn.Module,
+    model: Network,
     params: Any,
     images: Images,
     *,
-    key: Key,
+    key: Key | Keys,
     t_min: float = T_MIN_DENSITY,
     weighting: str = WEIGHTINGS[0],
     prediction: str = PREDICTIONS[0],
@@ -93,4 +92,4 @@ def dsm_losses(
     x = factor * (scale * images + std * noise)
     net = model.apply({"params": params}, x, how.time(sde, t), train=True, rngs={"dropout": keys_dropout[0]})
     target = combine(how.data(at), images, how.noise_part(at), noise)
-    return DsmLosses(t, jnp.mean((net - target) ** 2, axis=(1, 2, 3)))  # pyright: ignore[reportOperatorIssue]
+    return DsmLosses(t, jnp.mean((net - target) ** 2, axis=(1, 2, 3)))

@@ -11,7 +11,7 @@ A new process is one frozen dataclass with these two methods and one line in `ma
 """
 
 import dataclasses
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class Marginal(NamedTuple, Generic[Values]):
     std: Values
 
 
+@runtime_checkable
 class Process(Protocol):
     """A linear Gaussian diffusion on [0, 1], std(0) = 0; what is common to most is defined here."""
 

@@ -21,12 +21,12 @@ from ..core.devices import batch_mesh
 from ..core.errors import StageError, check, in_range, one_of, whole
 from ..core.metrics import MetricsLog
 from ..core.progress import Progress, stopping
-from ..core.types import Images, Key, Scalar
+from ..core.types import Images, Key, Keys, Scalar
 from .preconditioning import PREDICTIONS
 from .score import WEIGHTINGS
 
 # From parameters, a batch and one key for each image: the time and the loss of each image, both of shape (n,).
-LossFn = Callable[[Any, Images, Key], tuple[jax.Array, jax.Array]]
+LossFn = Callable[[Any, Images, Keys], tuple[jax.Array, jax.Array]]
 NUM_BINS = 10  # of t in [0, 1], in which the loss is logged
 
 
@@ -161,7 +161,7 @@ def make_train_step(
     # loop bounds the memory.
     unroll = settings.accumulate == 1 or jax.default_backend() == "cpu"
 
-    def mean_loss(params: Any, images: jax.Array, keys: Key) -> tuple[Scalar, tuple[jax.Array, jax.Array]]:
+    def mean_loss(params: Any, images: jax.Array, keys: Keys) -> tuple[Scalar, tuple[jax.Array, jax.Array]]:
         t, losses = loss_fn(params, images, keys)
         return jnp.mean(losses), (t, losses)
 
@@ -170,7 +170,7 @@ def make_train_step(
         rows = jax.random.randint(key_rows, (settings.batch_size,), 0, len(data))
         keys = jax.random.split(key_loss, settings.batch_size)
 
-        def part(total: Any, drawn: tuple[jax.Array, Key]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        def part(total: Any, drawn: tuple[jax.Array, Keys]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             images = data[drawn[0]]
             if mesh is not None:
                 images = jax.lax.with_sharding_constraint(images, NamedSharding(mesh, P("batch")))

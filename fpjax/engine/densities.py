@@ -22,7 +22,7 @@ from ..core.errors import StageError, check
 from ..core.images import dequantize, to_model
 from ..core.metrics import MetricsLog
 from ..core.progress import Progress
-from ..core.types import Key, ScoreFn
+from ..core.types import Key, Keys, ScoreFn
 from ..diffusion.flow import CONVERGED, NON_FINITE, FlowState, LogLikelihood, OdeSettings, make_flow
 from ..diffusion.sde import Process
 from .slots import SavedSlots, by_slot, on_each, per_device, pick, slot_mesh
@@ -65,7 +65,7 @@ def make_density_engine(
         return jax.vmap(make_flow(sde, make_score_fn(params), settings).init)(x)._replace(t=jnp.ones(len(x)))
 
     def advance(
-        params: Any, state: FlowState, x: Array, fresh: Array, keys: Key
+        params: Any, state: FlowState, x: Array, fresh: Array, keys: Keys
     ) -> tuple[FlowState, LogLikelihood, Array, Array]:
         flow = make_flow(sde, make_score_fn(params), settings)
 
@@ -152,7 +152,7 @@ def log_likelihoods(
     placed = by_slot(engine.mesh)
 
     @jax.jit
-    def prepare(rows: Array, images: Array) -> tuple[Array, Key]:
+    def prepare(rows: Array, images: Array) -> tuple[Array, Keys]:
         def one(row: Array, image: Array) -> tuple[Array, Key]:
             own = jax.random.fold_in(jax.random.fold_in(key, row // repeats), row % repeats)
             key_noise, key_probe = jax.random.split(own)

@@ -46,7 +46,7 @@ def repeat(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-def halve(x: Float[Array, "n 2*h 2*w c"]) -> Float[Array, "n h w c"]:
+def halve(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """Mean over squares of four pixels."""
     return nn.avg_pool(x, (2, 2), strides=(2, 2))
 

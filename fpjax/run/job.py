@@ -16,7 +16,7 @@ from ..core.errors import check
 from ..core.images import dequantize, to_bytes, to_model
 from ..core.processes import num_processes
 from ..core.store import read_json, tree_digest
-from ..core.types import Key, ScoreFn
+from ..core.types import Key, Keys, ScoreFn
 from ..data.plant import Candidates, Planted, assign, describe, held_out_rows, plant
 from ..data.results import DataResult
 from ..data.source import load as load_images
@@ -202,7 +202,7 @@ class Job(Workdir):
         model = UNet(dataclasses.replace(self.model.settings, dtype=dtype)) if dtype else self.model
         return make_score_fn(self.process, model, params, prediction=prediction)
 
-    def loss(self, params: Any, images: jax.Array, keys: Key) -> DsmLosses:
+    def loss(self, params: Any, images: jax.Array, keys: Keys) -> DsmLosses:
         """Training losses of a batch of bytes, with one key for each image."""
         keys_noise, keys_loss = jax.vmap(jax.random.split, out_axes=1)(keys)
         x = jax.vmap(dequantize)(keys_noise, images) if self.config.data.dequantize else to_model(images)

@@ -30,7 +30,7 @@ from ..core.errors import check
 from .binomial import Values, check_inside, checked_counts
 
 
-def rank_p_value(member: float, controls: Values) -> float:
+def rank_p_value(member: float | np.number, controls: Values) -> float:
     """P-value of the member's rank among held-out controls: (1 + #{controls >= member}) / (H + 1).
 
     Valid in finite samples if, were the member not trained on, it and its H controls would be exchangeable (Barnard
