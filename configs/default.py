@@ -69,6 +69,7 @@ def get_config() -> ConfigDict:
             },
             "score": {
                 "path": "",  # a diffusers model or pipeline that is audited instead of a trained one
+                "without_scheduler": False,  # which has none: it predicts epsilon of `sde` and is told 999 t
                 "num_steps": 30_000,  # the paper's training length
                 "batch_size": 128,  # over all devices
                 "accumulate": 1,  # parts of the batch, one after the other; more where memory is short
@@ -90,6 +91,11 @@ def get_config() -> ConfigDict:
                 "num_levels": 1000,  # N; the paper's t' values have a resolution of 0.001
                 "t_min": 1e-3,  # score_sde's for sampling
                 "spacing": "time",  # time | quadratic | log_snr; the last for high order with 20 to 50 levels
+                "steps_offset": 0,  # of the spacings of a scheduler's steps: leading | linspace | trailing
+                "eta": 0.0,  # of ddim; 1: as much noise as ancestral
+                "set_alpha_to_one": True,  # of ddim
+                "clip_sample": 0.0,  # of ancestral and ddim, where the predicted image is cut; 0: it is not
+                "max_extrapolation": 0.0,  # of dpm_solver; 0: no limit, as published
                 "predictor": "ancestral",  # of predictor_corrector; or euler_maruyama
                 "corrector_steps": 1,
                 "corrector_snr": 0.16,  # score_sde's

@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.data.update({"num_train": 0, "num_spares": 0, "stamp": False})
     config.score.path = ""  # no default
     config.classifiers.detector = "nearest"
+    config.sampler.name = "scheduler"  # the pipeline's own: ddim or ancestral, spaced and clipped as it says
     config.sampler.num_levels = 100  # of the scheduler's steps, mostly 1000; at most as many as it has
     config.search.rank_max_t = 1.0  # a memoriser's t50 may lie anywhere
     config.ode.t_min = 1e-3  # its first of 1000 steps: below it the model was not trained

@@ -31,8 +31,8 @@ def chain_end(sde: Process, grid: TimeGrid, sampler: str, mean: float, std: floa
     """
     scale, noise = sde.marginal(np.asarray(grid.t, np.float64))
     start, spread = scale[level] * x, noise[level]
-    if sampler in ("probability_flow", "dpm_solver"):
-        end = {"probability_flow": heun_end, "dpm_solver": dpm_end}[sampler]
+    if sampler in FLOWS:
+        end = FLOWS[sampler]
         low, high = end(sde, grid, mean, std, level, np.array([start, start + spread]))
         return low, abs(high - low)
     return affine_end(sde, grid, sampler, mean, std, level, start, spread**2)
@@ -82,7 +82,7 @@ def heun_end(sde, grid, mean, std, level, x):
     return denoised(sde, mean, std, t[1], x)
 
 
-def dpm_end(sde, grid, mean, std, level, x):
+def dpm_end(sde, grid, mean, std, level, x, most=np.inf):
     """End of DPM-Solver++(2M), as its paper's Algorithm 2 writes it, from x at `level`."""
     t = np.asarray(grid.t, np.float64)
     alpha, sigma = sde.marginal(t)
@@ -93,10 +93,21 @@ def dpm_end(sde, grid, mean, std, level, x):
         data, h = denoised(sde, mean, std, t[i], x), lam[i - 1] - lam[i]
         direction = data
         if before is not None:
-            r = max((lam[i] - lam[i + 1]) / h, 1.0)  # our limit; not in the paper
-            direction = (1 + 1 / (2 * r)) * data - 1 / (2 * r) * before
+            r = (lam[i] - lam[i + 1]) / h
+            weight = min(1 / (2 * r), most)
+            direction = (1 + weight) * data - weight * before
         x, before = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * (np.exp(-h) - 1) * direction, data
     return denoised(sde, mean, std, t[1], x)
+
+
+def ddim_end(sde, grid, mean, std, level, x):
+    """End of DDIM without noise, arXiv:2010.02502 eq. 12, from x at `level`."""
+    t = np.asarray(grid.t, np.float64)
+    alpha, sigma = sde.marginal(t)
+    for i in range(level, 0, -1):
+        data = denoised(sde, mean, std, t[i], x)
+        x = alpha[i - 1] * data + sigma[i - 1] * (x - alpha[i] * data) / sigma[i]
+    return x
 
 
 def flow_end(sde, grid, mean, std, level, x):
@@ -105,3 +116,6 @@ def flow_end(sde, grid, mean, std, level, x):
     (a, b), (u, v) = sde.marginal(t)
     spread = np.sqrt(np.array([a, b]) ** 2 * std**2 + np.array([u, v]) ** 2)
     return denoised(sde, mean, std, t[1], b * mean + spread[1] / spread[0] * (x - a * mean))
+
+
+FLOWS = {"probability_flow": heun_end, "dpm_solver": dpm_end, "ddim": ddim_end}

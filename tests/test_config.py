@@ -128,7 +128,12 @@ def test_lowers_for_accelerators(name, platform):
         ("data", "num_members", 0, "data.num_members"),
         ("model", "channels", ("a",), "model.channels"),
         ("model", "chanels", (8,), "model.chanels: got an unknown field"),
-        ("sampler", "name", "ddim", "sampler.name: got 'ddim', expected one of ancestral, dpm_solver, euler_maruyama"),
+        (
+            "sampler",
+            "name",
+            "plms",
+            "sampler.name: got 'plms', expected one of ancestral, ddim, dpm_solver, euler_maruyama",
+        ),
         ("sampler", "spacing", "even", "sampler.spacing: got 'even'"),
         ("sde", "name", "ddpm", "sde.name: got 'ddpm', expected one of subvp, ve, vp"),
         ("sde", "beta_max", 1e30, "sde.beta_min, sde.beta_max: got (0.1, 1e+30)"),

@@ -12,11 +12,10 @@ import pytest
 from fpjax.core.compilation import jit_once
 from fpjax.core.errors import RequestError
 from fpjax.data.phantom import phantom_images
-from fpjax.diffusion.grid import time_grid
 from fpjax.diffusion.pretrained.architecture import read_architecture
 from fpjax.diffusion.pretrained.imported import read_imported
 from fpjax.diffusion.pretrained.scheduler import read_scheduler
-from fpjax.diffusion.sampling import ancestral
+from fpjax.diffusion.sampling import SamplerSettings, make_grid, make_sampler
 from fpjax.diffusion.score import make_score_fn
 from fpjax.diffusion.sde import SubVP
 from fpjax.models.layers import timestep_embedding
@@ -187,9 +186,7 @@ def test_gradients_are_the_same(tmp_path):
     loss.backward()
 
     def ours(params):
-        return jnp.mean(
-            jnp.square(UNet(settings).apply({"params": params}, x, jnp.asarray(t, jnp.float32), train=True))
-        )
+        return jnp.mean(jnp.square(UNet(settings).apply({"params": params}, *map(jnp.float32, (x, t)), train=True)))
 
     with jax.default_matmul_precision("highest"):
         value, grads = jit_once(jax.value_and_grad(ours))(found)
@@ -294,26 +291,83 @@ def test_time_embeddings_agree_to_the_last_bits_of_their_frequencies(flip, shift
     assert np.mean(np.abs(found - expected) < 1e-6) > 0.98
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_a_chain_is_the_ddpm_schedulers_with_the_same_noise(prediction, tmp_path, monkeypatch):
+DDIM_CASES = [
+    {},
+    {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    {"prediction_type": "sample", "timestep_spacing": "linspace", "clip_sample": True},
+    {"steps_offset": 1, "set_alpha_to_one": False, "eta": 1.0},
+    {"clip_sample": True, "clip_sample_range": 0.7, "eta": 0.5, "timestep_spacing": "linspace"},
+]
+
+
+@pytest.mark.parametrize("num_levels", [60, 17])
+@pytest.mark.parametrize("case", DDIM_CASES, ids=str)
+def test_a_chain_is_the_ddim_pipelines_with_the_same_noise(case, num_levels, tmp_path, monkeypatch):
+    from diffusers.schedulers import scheduling_ddim
+
+    case, eta = {"clip_sample": False} | case, case.get("eta", 0.0)
+    case.pop("eta", None)
+    num_levels //= 1 + case.get("steps_offset", 0)  # with all of them diffusers looks for a step beyond the last one
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=60, beta_start=1e-3, beta_end=0.2, **case)
+    model = theirs()
+    diffusers.DDIMPipeline(model, scheduler).save_pretrained(tmp_path)
+    imported, found = read_imported(tmp_path), read_model(tmp_path)
+    sde = imported.process(SubVP())
+    settings = imported.scheduler.sampler(SamplerSettings("scheduler", num_levels, eta=eta))
+    assert settings.name == "ddim"
+    grid = make_grid(settings, sde)
+    score_fn = make_score_fn(sde, UNet(found.settings), found.params, prediction=imported.prediction)
+    chain = make_sampler(settings, sde, grid, score_fn)
+    step = jit_once(chain.step)
+
+    scheduler.set_timesteps(num_levels)
+    np.testing.assert_array_equal(np.round(grid.t[:0:-1] * 60) - 1, scheduler.timesteps)
+    keys = jax.random.split(jax.random.key(1), num_levels + 1)
+    x = np.asarray(jax.random.normal(keys[0], (8, 8, 1)))
+    state, other = chain.init(jnp.asarray(x)), torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
+    for level, k in zip(range(num_levels, 0, -1), scheduler.timesteps, strict=True):
+        noise = np.array(jax.random.normal(keys[level], (8, 8, 1))).transpose(2, 0, 1)[None].copy()
+        monkeypatch.setattr(scheduling_ddim, "randn_tensor", lambda *_, noise=noise, **__: torch.from_numpy(noise))
+        with torch.no_grad():
+            other = scheduler.step(model(other, k).sample, k, other, eta=eta).prev_sample
+        with jax.default_matmul_precision("highest"):
+            state = step(state, jnp.int32(level), keys[level])
+        expected = other.numpy()[0].transpose(1, 2, 0)
+        limit = 1e-4 * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(state.x, expected, atol=limit, err_msg=f"step {int(k)}")
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "case"),
+    [
+        (60, {}),
+        (60, {"prediction_type": "v_prediction"}),
+        (60, {"prediction_type": "sample"}),
+        (17, {"clip_sample": True, "timestep_spacing": "trailing"}),
+        (20, {"clip_sample": True, "clip_sample_range": 0.5, "timestep_spacing": "linspace"}),
+        (20, {"steps_offset": 1}),
+    ],
+)
+def test_a_chain_is_the_ddpm_schedulers_with_the_same_noise(num_levels, case, tmp_path, monkeypatch):
     from diffusers.schedulers import scheduling_ddpm
 
     settings = {"num_train_timesteps": 60, "beta_start": 1e-3, "beta_end": 0.2, "variance_type": "fixed_small"}
-    scheduler = diffusers.DDPMScheduler(**settings, prediction_type=prediction, clip_sample=False)
+    scheduler = diffusers.DDPMScheduler(**settings, **{"clip_sample": False} | case)
     model = theirs()
     diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path)
     imported, found = read_imported(tmp_path), read_model(tmp_path)
     sde = imported.process(SubVP())
-    grid = time_grid(sde, 60)
+    settings = imported.scheduler.sampler(SamplerSettings("scheduler", num_levels))
+    grid = make_grid(settings, sde)
     score_fn = make_score_fn(sde, UNet(found.settings), found.params, prediction=imported.prediction)
-    chain = ancestral(sde, grid, score_fn)
+    chain = make_sampler(settings, sde, grid, score_fn)
     step = jit_once(chain.step)
 
-    scheduler.set_timesteps(60)
-    keys = jax.random.split(jax.random.key(1), 61)
+    scheduler.set_timesteps(num_levels)
+    keys = jax.random.split(jax.random.key(1), num_levels + 1)
     x = np.asarray(jax.random.normal(keys[0], (8, 8, 1)))
     state, other = chain.init(jnp.asarray(x)), torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
-    for level, k in zip(range(60, 0, -1), scheduler.timesteps, strict=True):
+    for level, k in zip(range(num_levels, 0, -1), scheduler.timesteps, strict=True):
         noise = np.array(jax.random.normal(keys[level], (8, 8, 1))).transpose(2, 0, 1)[None].copy()
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, noise=noise, **__: torch.from_numpy(noise))
         with torch.no_grad():

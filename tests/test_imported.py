@@ -34,7 +34,7 @@ SCHEDULER = {
     "beta_start": 0.005,
     "beta_end": 0.6,
     "prediction_type": "sample",
-    "clip_sample": True,
+    "thresholding": True,
 }
 
 
@@ -116,7 +116,17 @@ def test_what_was_imported_is_recorded_by_digest_and_without_its_path(finished, 
     assert set(digests) == {"config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json"}
     assert score["imported"]["sha256"] == digests
     assert config["config"]["imported"] == digests
-    assert score["imported"]["scheduler"]["ignored"][0].startswith("clip_sample")
+    assert score["imported"]["scheduler"]["ignored"] == [
+        "thresholding: predicted images are not thresholded during sampling"
+    ]
+    report = read_json(run / "report.json")
+    assert report["sampler"] == "ancestral"
+    not_followed = report["provenance"]["imported"]["not_followed"]
+    assert [line.split(":")[0] for line in not_followed] == [
+        "thresholding",
+        "its own sampler, ancestral (spacing leading, steps_offset 0)",
+    ]
+    assert "its own sampler, ancestral" in (run / "report.html").read_text()
     for name in ("score.json", "config.json", "report.json", "data.json", "report.html"):
         assert str(source) not in (run / name).read_text()
     assert "path" not in config["config"]["score"]
@@ -141,12 +151,50 @@ def test_another_model_or_none_in_the_same_directory_is_refused(finished, source
         assert message in capsys.readouterr().err
 
 
-def test_a_model_without_a_scheduler_is_one_of_the_config(source, tmp_path):
+@pytest.mark.parametrize("there", [False, True])
+def test_only_if_it_is_asked_for_a_model_without_a_scheduler_is_one_of_the_config(source, tmp_path, capsys, there):
     shutil.copytree(source / "model", tmp_path / "model")
-    (tmp_path / "model" / "scheduler_config.json").unlink()
-    run = open_job(make_config(config_for(source, model=tmp_path / "model")), tmp_path / "run")
+    config = config_for(source, model=tmp_path / "model", score__without_scheduler=True)
+    if not there:
+        (tmp_path / "model" / "scheduler_config.json").unlink()
+        assert pipeline.main(config_for(source, model=tmp_path / "model"), workdir=str(tmp_path / "run")) == 2
+        assert "a model without its scheduler" in capsys.readouterr().err
+    run = open_job(make_config(config), tmp_path / "run")
     assert run.process == SubVP()
     assert run.imported.prediction == "epsilon"
+    assert run.not_followed == []
+    scheduled = config_for(source, model=tmp_path / "model", score__without_scheduler=True, sampler__name="scheduler")
+    assert pipeline.main(scheduled, workdir=str(tmp_path / "run"), dry_run=True) == 2
+    assert "sampler.name: got 'scheduler' and no imported model that has one" in capsys.readouterr().err
+
+
+def test_a_trainings_checkpoint_is_no_saved_pipeline(source, tmp_path, capsys):
+    """As accelerate leaves it: the network and its running average in directories of their own, and no scheduler."""
+    checkpoint = tmp_path / "checkpoint-500"
+    shutil.copytree(source / "model", checkpoint / "unet")
+    (checkpoint / "unet" / "scheduler_config.json").unlink()
+    ema = json.loads((checkpoint / "unet" / "config.json").read_text()) | {
+        **{"decay": 0.9999, "min_decay": 0.0, "optimization_step": 500, "update_after_step": 0},
+        **{"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75},
+    }
+    shutil.copytree(checkpoint / "unet", checkpoint / "unet_ema")
+    (checkpoint / "unet_ema" / "config.json").write_text(json.dumps(ema))
+    for path in (checkpoint, checkpoint / "unet", checkpoint / "unet_ema"):
+        assert pipeline.main(config_for(source, model=path), workdir=str(tmp_path / "run"), dry_run=True) == 2
+        assert "pipeline.save_pretrained" in capsys.readouterr().err
+    with_ema = config_for(source, model=checkpoint / "unet_ema", score__without_scheduler=True)
+    assert pipeline.main(with_ema, workdir=str(tmp_path / "run"), dry_run=True) == 0
+
+
+def test_the_pipelines_own_sampler_is_that_of_its_scheduler(source, tmp_path):
+    shutil.copytree(source / "model", tmp_path / "model")
+    ddim = {**SCHEDULER, "_class_name": "DDIMScheduler", "thresholding": False, "timestep_spacing": "trailing"}
+    (tmp_path / "model" / "scheduler_config.json").write_text(json.dumps(ddim | {"set_alpha_to_one": False}))
+    config = config_for(source, model=tmp_path / "model", sampler__name="scheduler", sampler__num_levels=7)
+    job = open_job(make_config(config), tmp_path / "run")
+    assert job.sampler.label == "ddim (spacing trailing, eta 0.0, set_alpha_to_one False, clip_sample 1.0)"
+    assert job.not_followed == []
+    np.testing.assert_allclose(20 * job.grid.t, [0, 3, 6, 9, 11, 14, 17, 20], atol=1e-5)
 
 
 def test_descriptions_survive_json(source):
@@ -189,6 +237,8 @@ def test_requests_that_cannot_be_audited_are_refused(source, tmp_path, capsys, c
     [
         ("scheduler_config.json", SCHEDULER | {"_class_name": "PNDMScheduler"}, "_class_name: got 'PNDMScheduler'"),
         ("scheduler_config.json", SCHEDULER | {"beta_end": 0.006}, "expected a schedule that leaves"),
+        ("scheduler_config.json", SCHEDULER | {"solver_order": 2}, "unknown solver_order"),
+        ("scheduler_config.json", SCHEDULER | {"timestep_spacing": "karras"}, "timestep_spacing: got 'karras'"),
         ("config.json", {"sample_size": 16}, "image side: got (8, 8), expected (16, 16)"),
         ("config.json", {"block_out_channels": [8]}, "conv_in.bias: got (4,), expected (8,)"),
         ("config.json", {"time_embedding_type": "fourier"}, "FOURIER"),

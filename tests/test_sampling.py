@@ -10,13 +10,12 @@ from fpjax.core.compilation import jit_once
 from fpjax.core.errors import RequestError
 from fpjax.diffusion.grid import time_grid
 from fpjax.diffusion.sampling import PREDICTORS, SAMPLERS, SamplerSettings, langevin, make_grid, make_sampler
-from fpjax.diffusion.sde import VE, SubVP
+from fpjax.diffusion.sde import VE, DiscreteVP, SubVP
 from fpjax.engine.chains import EngineSettings, Queue, evaluations_per_step, make_engine, slot_shapes
 
-from .gaussian import ALL_PROCESSES, affine_end, chain_end, dpm_end, flow_end, gaussian_score_fn, heun_end
+from .gaussian import ALL_PROCESSES, FLOWS, affine_end, chain_end, dpm_end, flow_end, gaussian_score_fn
 
 MEAN, STD = 0.2, 0.3
-FLOWS = {"probability_flow": heun_end, "dpm_solver": dpm_end}
 each_process = pytest.mark.parametrize("sde", ALL_PROCESSES.values(), ids=ALL_PROCESSES)
 
 
@@ -84,6 +83,49 @@ def test_all_but_euler_maruyama_are_exact_on_a_single_image(sde, name):
     assert error > 5 or name != "euler_maruyama" or sde != SubVP()
 
 
+def test_the_extrapolation_of_dpm_solver_is_limited_if_that_is_asked_for():
+    """Levels even in t have an interval of lambda near 0 that is several times the one before it."""
+    sde, x = SubVP(), np.float64([[[[0.9]]]])
+    grid, keys = time_grid(sde, 12), jax.random.split(jax.random.key(0), 1)
+    ends = []
+    for most in (0.0, 0.5):
+        found = chains(("dpm_solver", sde, grid, {"max_extrapolation": most}))(jnp.float32(x), keys, 12)
+        ends.append(dpm_end(sde, grid, MEAN, STD, 12, x, most=most or np.inf).item())
+        assert found.item() == pytest.approx(ends[-1], abs=1e-4)
+    assert abs(ends[0] - ends[1]) > 0.1
+
+
+@each_process
+@pytest.mark.parametrize("spacing", ["time", "log_snr"])
+def test_ddim_with_all_noise_is_the_ancestral_sampler(sde, spacing):
+    grid, keys = time_grid(sde, 12, spacing=spacing), jax.random.split(jax.random.key(0), 4)
+    x = starts(sde, grid, 12, 0.9, (4, 3, 3, 1))
+    same = chains(("ancestral", sde, grid, {}))(x, keys, 12)
+    np.testing.assert_allclose(chains(("ddim", sde, grid, {"eta": 1.0}))(x, keys, 12), same, atol=2e-5)
+    clipped = [chains((name, sde, grid, options | {"clip_sample": 0.3}))(x, keys, 12)
+               for name, options in (("ancestral", {}), ("ddim", {"eta": 1.0}))]  # fmt: skip
+    assert float(jnp.abs(clipped[0]).max()) <= 0.3 + 1e-6
+    assert float(jnp.abs(same).max()) > 0.35
+    assert float(jnp.abs(clipped[1]).max()) <= 0.3 + 1e-6
+
+
+def test_spacings_of_a_scheduler_need_one():
+    with pytest.raises(RequestError, match="sampler.spacing: got 'leading', which counts the steps of a scheduler"):
+        make_grid(SamplerSettings("ddim", 10, spacing="leading"), SubVP())
+    betas = DiscreteVP(tuple(np.linspace(1e-3, 0.2, 60)))
+    assert list(60 * make_grid(SamplerSettings("ddim", 4, spacing="leading", steps_offset=1), betas).t) == [
+        0,
+        2,
+        17,
+        32,
+        47,
+    ]
+    with pytest.raises(RequestError, match="sampler.num_levels: got 60 with spacing 'leading' and steps_offset 1"):
+        make_grid(SamplerSettings("ddim", 60, spacing="leading", steps_offset=1), betas)
+    with pytest.raises(RequestError, match="sampler.set_alpha_to_one: got False"):
+        make_grid(SamplerSettings("ddim", 10, set_alpha_to_one=False), SubVP())
+
+
 def slope(errors):
     """Order p of errors h^p at h = 1, 1/2, 1/4, ..."""
     return -np.polyfit(np.log2(2.0 ** np.arange(len(errors))), np.log2(errors), 1)[0]
@@ -93,7 +135,8 @@ def slope(errors):
     ("name", "process", "spacing", "order"),
     [(name, sde, "log_snr", 1) for name in PREDICTORS for sde in ("subvp", "vp")]
     + [("ancestral", "ve", "log_snr", 1)]
-    + [(name, sde, spacing, 2) for name in FLOWS for sde in ("subvp", "vp", "ve") for spacing in ("log_snr", "quadratic")]
+    + [("ddim", sde, "log_snr", 1) for sde in ("subvp", "vp", "ve")]
+    + [(name, sde, spacing, 2) for name in ("probability_flow", "dpm_solver") for sde in ("subvp", "vp", "ve") for spacing in ("log_snr", "quadratic")]
     + [("probability_flow", sde, "time", 2) for sde in ("subvp", "vp", "ve")],
 )  # fmt: skip
 def test_order_of_convergence(name, process, spacing, order):
@@ -220,7 +263,12 @@ def test_a_block_of_the_engine_lowers_for_accelerators(name, platform):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"name": "ddim"},
+        {"name": "plms"},
+        {"eta": 1.5},
+        {"eta": np.nan},
+        {"clip_sample": -1.0},
+        {"steps_offset": -1},
+        {"max_extrapolation": np.inf},
         {"num_levels": 1},
         {"num_levels": 10**9},
         {"t_min": 0.0},

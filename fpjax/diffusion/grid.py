@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.errors import check, in_range, one_of
+from ..core.errors import RequestError, check, in_range, one_of
 from .sde import T_MIN_SAMPLING, Process
 
 
@@ -29,14 +29,16 @@ def time_at_log_snr(sde: Process, values: np.ndarray) -> np.ndarray:
     return high
 
 
-SPACINGS = ("time", "quadratic", "log_snr")
+# Those of diffusers' schedulers, over the process's own steps.
+STEP_SPACINGS = ("leading", "linspace", "trailing")
+SPACINGS = ("time", "quadratic", "log_snr", *STEP_SPACINGS)
 
 
 class TimeGrid(NamedTuple):
     """The sampler's own times and every closed form it needs, indexed by level 0..N; float32, on the host.
 
-    t_0 = 0 < t_1 = t_min < ... < t_N = 1. A chain of level i takes exactly i reverse steps; step i goes from
-    t_i to t_{i-1}. Row 0 of the step columns is never used.
+    t_0 = 0 < t_1 = t_min < ... < t_N = 1; a scheduler's own spacing may begin higher and end lower. A chain of level i
+    takes exactly i reverse steps; step i goes from t_i to t_{i-1}. Row 0 of the step columns is never used.
     """
 
     t: np.ndarray  # (N+1,) diffusion time
@@ -58,7 +60,38 @@ class TimeGrid(NamedTuple):
         return max(1, int(np.searchsorted(self.t, np.float32(t), side="right")) - 1)
 
 
-def time_grid(sde: Process, num_levels: int, *, t_min: float = T_MIN_SAMPLING, spacing: str = SPACINGS[0]) -> TimeGrid:
+def _scheduler_times(sde: Process, num_levels: int, spacing: str, steps_offset: int) -> np.ndarray:
+    """Times of the steps that a scheduler of diffusers visits, from the lowest; its step k has time (k + 1) / T."""
+    total = sde.num_steps
+    if total is None:
+        raise RequestError(
+            f"sampler.spacing: got {spacing!r}, which counts the steps of a scheduler, expected one of "
+            f"{', '.join(SPACINGS[:3])} for a process in continuous time; fix: set one of these"
+        )
+    if spacing == "leading":
+        steps = np.arange(num_levels) * (total // num_levels) + steps_offset
+    elif spacing == "linspace":
+        steps = np.linspace(0, total - 1, num_levels).round()
+    else:
+        steps = np.arange(total, 0, -total / num_levels).round()[::-1] - 1
+    check(
+        num_levels <= total and len(steps) == num_levels and steps[-1] < total,
+        "sampler.num_levels",
+        got=f"{num_levels} with spacing {spacing!r} and steps_offset {steps_offset}",
+        expected=f"levels at some of the scheduler's {total} steps",
+        fix=f"use {max(2, total // 2)} or fewer",
+    )
+    return (steps + 1) / total
+
+
+def time_grid(
+    sde: Process,
+    num_levels: int,
+    *,
+    t_min: float = T_MIN_SAMPLING,
+    spacing: str = SPACINGS[0],
+    steps_offset: int = 0,
+) -> TimeGrid:
     """The grid with `num_levels` times from `t_min` to 1, and 0 below them.
 
     The transition is x_i | x_{i-1} ~ N(a x_{i-1}, v) with a = scale_i / scale_{i-1} and
@@ -70,22 +103,29 @@ def time_grid(sde: Process, num_levels: int, *, t_min: float = T_MIN_SAMPLING, s
 
     Args:
       spacing: even in t ("time"), in sqrt(t) ("quadratic") or in log-SNR ("log_snr", what solvers of high order
-        with few levels need).
+        with few levels need); or as a scheduler of diffusers spaces its steps ("leading", "linspace", "trailing"),
+        which have no `t_min`.
+      steps_offset: of "leading", added to each step.
 
     Raises:
-      RequestError: if there are fewer than 2 levels, `t_min` is not in (0, 0.5], or the process has fewer steps.
+      RequestError: if there are fewer than 2 levels, `t_min` is not in (0, 0.5], or the process has fewer steps, or
+        none of its own to be spaced.
     """
     check(num_levels >= 2, "sampler.num_levels", got=num_levels, expected="an integer of at least 2", fix="use 1000")
     in_range("t_min", t_min, 1e-7, 0.5)
     one_of("sampler.spacing", spacing, SPACINGS)
-    if spacing == "time":
+    if spacing in STEP_SPACINGS:
+        t = _scheduler_times(sde, num_levels, spacing, steps_offset)
+    elif spacing == "time":
         t = np.linspace(t_min, 1.0, num_levels)
     elif spacing == "quadratic":
         t = np.linspace(np.sqrt(t_min), 1.0, num_levels) ** 2
     else:
         t = time_at_log_snr(sde, np.linspace(log_snr(sde, t_min), log_snr(sde, 1.0), num_levels))
-    t[[0, -1]] = t_min, 1.0
-    t = np.concatenate([[0.0], sde.grid_times(t)])
+    if spacing not in STEP_SPACINGS:
+        t[[0, -1]] = t_min, 1.0
+        t = sde.grid_times(t)
+    t = np.concatenate([[0.0], t])
     check(
         t[1] > 0,
         "sampler.num_levels",

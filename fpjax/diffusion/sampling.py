@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool
 
 from ..core.errors import check, in_range, one_of
 from ..core.types import Image, Key, Level, ScoreFn
-from .grid import SPACINGS, TimeGrid, time_grid
+from .grid import SPACINGS, STEP_SPACINGS, TimeGrid, time_grid
 from .sde import T_MIN_SAMPLING, Process
 
 
@@ -53,6 +53,11 @@ def _denoiser(grid: TimeGrid, score_fn: ScoreFn) -> Callable[[Image, Level], Ima
     return lambda x, level: (x + stds[level] ** 2 * score_fn(x, times[level])) / scales[level]
 
 
+def _clipped(x0: Image, limit: float) -> Image:
+    """The image cut to [-limit, limit]; 0: as it is."""
+    return jnp.clip(x0, -limit, limit) if limit else x0
+
+
 def euler_maruyama(sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
     """Euler-Maruyama on the reverse SDE (paper eq. 3), the paper's sampler.
 
@@ -71,7 +76,7 @@ def euler_maruyama(sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
     return Sampler(init=SamplerState, step=step)
 
 
-def ancestral(sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
+def ancestral(sde: Process, grid: TimeGrid, score_fn: ScoreFn, *, clip_sample: float = 0.0) -> Sampler:
     """Posterior of x_{i-1} given x_i, with x_0 replaced by the denoised mean (Ho et al. 2020, eq. 6-7, 11).
 
     Exact when the data are a single image, whatever the number of levels.
@@ -81,9 +86,55 @@ def ancestral(sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
 
     def step(state: SamplerState, level: Level, key: Key) -> SamplerState:
         x = state.x
-        x0 = denoise(x, level)
+        x0 = _clipped(denoise(x, level), clip_sample)
         noise = jax.random.normal(key, x.shape, x.dtype)
         return SamplerState(keep_x[level] * x + keep_x0[level] * x0 + posterior_std[level] * noise)
+
+    return Sampler(init=SamplerState, step=step)
+
+
+def ddim(
+    sde: Process,
+    grid: TimeGrid,
+    score_fn: ScoreFn,
+    *,
+    spacing: str = SPACINGS[0],
+    eta: float = 0.0,
+    set_alpha_to_one: bool = True,
+    clip_sample: float = 0.0,
+) -> Sampler:
+    """Denoising diffusion implicit steps (Song, Meng & Ermon 2021, arXiv:2010.02502, eq. 12 and 16).
+
+    With the noise e = (x_i - scale_i x_0-hat) / std_i, on any of our processes,
+
+        x_{i-1} = scale_{i-1} x_0-hat + sqrt(std_{i-1}^2 - s^2) e + s z,    s = eta * the posterior's std.
+
+    As in diffusers, clipping x_0-hat leaves e as it was, and where the levels are spaced by a scheduler of T steps,
+    each step goes down by T // N of them, wherever the next level lies.
+
+    Args:
+      set_alpha_to_one: the last step ends at t = 0; else at the process's first own step, with the noise of that.
+    """
+    times, ends = grid.t.astype(np.float64), np.zeros(len(grid.t))
+    ends[1:], total = times[:-1], sde.num_steps
+    if spacing in STEP_SPACINGS and total:
+        ends[1:] = np.maximum(np.round(times[1:] * total) - total // grid.num_levels, 0) / total
+    if total and not set_alpha_to_one:
+        ends[1:] = np.maximum(ends[1:], 1 / total)
+    (scale, std), (to_scale, to_std) = sde.marginal(times), sde.marginal(ends)
+    drawn, along = np.zeros((2, len(times)))
+    # Under a root, a step of no length gives a rounding error.
+    variance = np.maximum(std[1:] ** 2 - (scale[1:] / to_scale[1:]) ** 2 * to_std[1:] ** 2, 0.0)
+    drawn[1:] = eta * to_std[1:] * np.sqrt(variance) / std[1:]
+    along[1:] = np.sqrt(np.maximum(to_std[1:] ** 2 - drawn[1:] ** 2, 0.0)) / std[1:]
+    scale, to_scale, along, drawn = (jnp.asarray(c, jnp.float32) for c in (scale, to_scale, along, drawn))
+    denoise = _denoiser(grid, score_fn)
+
+    def step(state: SamplerState, level: Level, key: Key) -> SamplerState:
+        x = state.x
+        x0 = denoise(x, level)
+        x = to_scale[level] * _clipped(x0, clip_sample) + along[level] * (x - scale[level] * x0)
+        return SamplerState(x + drawn[level] * jax.random.normal(key, x.shape, x.dtype) if eta else x)
 
     return Sampler(init=SamplerState, step=step)
 
@@ -158,7 +209,7 @@ def probability_flow(
     return Sampler(SamplerState, step, num_evaluations=ode_substeps * (solver.tableau.num_stages - shared) + shared)
 
 
-def dpm_solver(sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
+def dpm_solver(sde: Process, grid: TimeGrid, score_fn: ScoreFn, *, max_extrapolation: float = 0.0) -> Sampler:
     """DPM-Solver++(2M) on the probability-flow ODE (Lu et al. 2022, arXiv:2211.01095, Alg. 2), 20 to 50 levels.
 
     With lambda = log(scale / std) the flow of any of our processes is d(x / std) / d lambda = exp(lambda) x_0-hat, so
@@ -167,6 +218,11 @@ def dpm_solver(sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
 
     with D the denoised mean extrapolated linearly to the middle of the interval from the step before. A chain's first
     step has no such step, whatever its level, and the last one, to lambda = infinity, takes the denoised mean itself.
+
+    Args:
+      max_extrapolation: largest weight h_i / (2 h_{i+1}) of the difference between this and the last denoised mean; 0:
+        any, as published. Where intervals grow towards 0, as those of few levels even in t, a chain may diverge without
+        it; 0.5 is what equal intervals have.
     """
     scale, std = grid.scale.astype(np.float64), grid.std.astype(np.float64)
     shrink, gain, blend = np.zeros((3, len(scale)))
@@ -174,8 +230,7 @@ def dpm_solver(sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
     h = np.concatenate([[np.inf, np.inf], log_ratio[:-1] - log_ratio[1:]])
     shrink[1:] = std[:-1] / std[1:]
     gain[1:] = -scale[:-1] * np.expm1(-h[1:])
-    # Where intervals grow towards 0 the extrapolation is held at that of equal ones, or few levels even in t diverge.
-    blend[2:-1] = np.minimum(h[2:-1] / (2.0 * h[3:]), 0.5)
+    blend[2:-1] = np.minimum(h[2:-1] / (2.0 * h[3:]), max_extrapolation or np.inf)
     shrink, gain, blend = (jnp.asarray(column, jnp.float32) for column in (shrink, gain, blend))
     denoise = _denoiser(grid, score_fn)
 
@@ -198,10 +253,16 @@ PREDICTORS: dict[str, Callable[[Process, TimeGrid, ScoreFn], Sampler]] = {
 }
 ODE_SOLVERS = {"heun": diffrax.Heun, "bosh3": diffrax.Bosh3, "tsit5": diffrax.Tsit5}
 SAMPLERS: dict[str, Callable[..., Sampler]] = PREDICTORS | {
+    "ddim": ddim,
     "predictor_corrector": predictor_corrector,
     "probability_flow": probability_flow,
     "dpm_solver": dpm_solver,
 }
+
+
+# In place of a sampler's name: the one that the scheduler of an imported model is, with its options.
+OF_SCHEDULER = "scheduler"
+_UNNAMED = {"spacing": "time", "clip_sample": 0.0, "max_extrapolation": 0.0}  # options that a label leaves out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +270,15 @@ class SamplerSettings:
     """Which sampler runs, on how many levels; fields that the sampler does not take are not read.
 
     Attributes:
-      name: a key of `SAMPLERS`.
+      name: a key of `SAMPLERS`; or `OF_SCHEDULER`, which stands for an imported model's own until that is read.
       num_levels: N, reverse steps from t = 1 to 0; 2 to 100,000.
       t_min: time of level 1, in (0, 0.5].
       spacing: of the levels, one of `SPACINGS`.
+      steps_offset: of spacing "leading", 0 to 1000 steps of the scheduler.
+      eta: of ddim, share of the ancestral sampler's noise, in [0, 1].
+      set_alpha_to_one: of ddim, whether the last step ends at t = 0.
+      clip_sample: of ancestral and ddim, the predicted image is cut to [-clip_sample, clip_sample], up to 1000; 0: not.
+      max_extrapolation: of dpm_solver, in [0, 1000]; 0: no limit.
       predictor: of predictor_corrector, a key of `PREDICTORS`.
       corrector_steps: its Langevin steps at each level, 1 to 1000.
       corrector_snr: their signal-to-noise ratio, in [0.001, 0.9].
@@ -224,6 +290,11 @@ class SamplerSettings:
     num_levels: int = 1000
     t_min: float = T_MIN_SAMPLING
     spacing: str = "time"
+    steps_offset: int = 0
+    eta: float = 0.0
+    set_alpha_to_one: bool = True
+    clip_sample: float = 0.0
+    max_extrapolation: float = 0.0
     predictor: str = "ancestral"
     corrector_steps: int = 1
     corrector_snr: float = 0.16
@@ -231,7 +302,7 @@ class SamplerSettings:
     ode_substeps: int = 1
 
     def __post_init__(self) -> None:
-        one_of("sampler.name", self.name, SAMPLERS)
+        one_of("sampler.name", self.name, (*SAMPLERS, OF_SCHEDULER))
         check(
             2 <= self.num_levels <= 10**5,
             "sampler.num_levels",
@@ -241,6 +312,10 @@ class SamplerSettings:
         )
         in_range("sampler.t_min", self.t_min, 1e-7, 0.5)
         one_of("sampler.spacing", self.spacing, SPACINGS)
+        in_range("sampler.steps_offset", self.steps_offset, 0, 1000)
+        in_range("sampler.eta", self.eta, 0.0, 1.0)
+        in_range("sampler.clip_sample", self.clip_sample, 0.0, 1000.0)
+        in_range("sampler.max_extrapolation", self.max_extrapolation, 0.0, 1000.0)
         one_of("sampler.predictor", self.predictor, PREDICTORS)
         in_range("sampler.corrector_steps", self.corrector_steps, 1, 1000)
         in_range("sampler.corrector_snr", self.corrector_snr, 0.001, 0.9)
@@ -260,16 +335,36 @@ class SamplerSettings:
         >>> SamplerSettings("dpm_solver", 20, spacing="log_snr").label
         'dpm_solver (spacing log_snr)'
         """
-        options = self.options | ({} if self.spacing == "time" else {"spacing": self.spacing})
-        words = ", ".join(f"{name} {value}" for name, value in options.items())
+        options = self.options | {"spacing": self.spacing}
+        if self.spacing == "leading":
+            options["steps_offset"] = self.steps_offset
+        named = {name: value for name, value in options.items() if _UNNAMED.get(name) != value}
+        words = ", ".join(f"{name} {value}" for name, value in named.items())
         return f"{self.name} ({words})" if words else self.name
 
 
 def make_sampler(settings: SamplerSettings, sde: Process, grid: TimeGrid, score_fn: ScoreFn) -> Sampler:
-    """The sampler that the settings name, on the grid of `make_grid`."""
+    """The sampler that the settings name, on the grid of `make_grid`.
+
+    Raises:
+      RequestError: if they name a scheduler's, or do not fit the process.
+    """
+    one_of("sampler.name", settings.name, SAMPLERS)
     return SAMPLERS[settings.name](sde, grid, score_fn, **settings.options)
 
 
 def make_grid(settings: SamplerSettings, sde: Process) -> TimeGrid:
-    """The grid that the settings describe."""
-    return time_grid(sde, settings.num_levels, t_min=settings.t_min, spacing=settings.spacing)
+    """The grid that the settings describe.
+
+    Raises:
+      RequestError: if they ask for steps of a scheduler, and the process has none; and as `time_grid`.
+    """
+    check(
+        settings.set_alpha_to_one or settings.name != "ddim" or sde.num_steps is not None,
+        "sampler.set_alpha_to_one",
+        got=False,
+        expected="True: only a scheduler has a first step that a chain could end at",
+        fix="leave it out",
+    )
+    options = {"t_min": settings.t_min, "spacing": settings.spacing, "steps_offset": settings.steps_offset}
+    return time_grid(sde, settings.num_levels, **options)

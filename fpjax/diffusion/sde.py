@@ -50,6 +50,11 @@ class Process(Protocol):
         """Standard deviation of the prior at t = 1, whose mean is 0."""
         return 1.0
 
+    @property
+    def num_steps(self) -> int | None:
+        """Steps of a process that has its own, at the times 1 / num_steps, ..., 1."""
+        return None
+
     def grid_times(self, t: np.ndarray) -> np.ndarray:
         """The nearest times that a sampler may stop at: all, unless the process has steps of its own."""
         return t
@@ -170,6 +175,11 @@ class DiscreteVP(_VariancePreserving):
             fix="take the scheduler's own; a schedule that ends with nothing left of x_0 (beta 1) has no score there",
         )
         _check_end("betas", f"{len(self.betas)} betas", self.log_scale(np.float64(1.0)))
+
+    @property
+    def num_steps(self) -> int:
+        """N."""
+        return len(self.betas)
 
     def _pieces(self, t: Values) -> tuple[Any, Any]:
         """Coefficients of log scale, lowest power first, in the interval that holds t; and t's place in it."""

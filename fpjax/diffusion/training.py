@@ -36,6 +36,8 @@ class TrainingSettings:
 
     Attributes:
       path: directory of a diffusers model that is audited instead; empty: one is trained.
+      without_scheduler: that model has no scheduler, or one that is not to be read: it predicts epsilon of `sde` and is
+        told 999 t.
       num_steps: optimiser steps.
       batch_size: images a step, over all devices.
       accumulate: parts that a device takes its share of the batch in, one after the other: less memory, the same step.
@@ -54,6 +56,7 @@ class TrainingSettings:
     """
 
     path: str = ""
+    without_scheduler: bool = False
     num_steps: int = 30_000
     batch_size: int = 128
     accumulate: int = 1

@@ -185,6 +185,13 @@ def _check_together(config: Config) -> None:
         expected="a model that is trained here with score.keep_every above 0",
         fix="set score.keep_every before training, or likelihood.snapshots to False",
     )
+    check(
+        config.score.path != "" or not config.score.without_scheduler,
+        "score.without_scheduler",
+        got=True,
+        expected="False for a model that is trained here",
+        fix="leave it out, or give score.path",
+    )
     if config.score.path:
         check(
             not config.data.stamp,

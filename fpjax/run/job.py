@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.compilation import jit_once
-from ..core.errors import check
+from ..core.errors import RequestError, check
 from ..core.images import dequantize, to_bytes, to_model
 from ..core.processes import num_processes
 from ..core.store import read_json, tree_digest
@@ -31,7 +31,7 @@ from ..diffusion.grid import TimeGrid
 from ..diffusion.oracle import empirical_score_fn
 from ..diffusion.pretrained.imported import Imported, file_digests, read_imported
 from ..diffusion.results import ScoreResult
-from ..diffusion.sampling import make_grid, make_sampler
+from ..diffusion.sampling import OF_SCHEDULER, SAMPLERS, SamplerSettings, make_grid, make_sampler
 from ..diffusion.score import DsmLosses, dsm_losses, make_score_fn
 from ..diffusion.sde import Process
 from ..diffusion.training import TrainState, init_state
@@ -110,7 +110,30 @@ class Job(Workdir):
     @functools.cached_property
     def grid(self) -> TimeGrid:
         """The sampler's times."""
-        return make_grid(self.config.sampler, self.process)
+        return make_grid(self.sampler, self.process)
+
+    @functools.cached_property
+    def sampler(self) -> SamplerSettings:
+        """The sampler that runs: the config's, or that of the imported model's scheduler."""
+        settings, scheduler = self.config.sampler, self.imported and self.imported.scheduler
+        if settings.name != OF_SCHEDULER:
+            return settings
+        if not scheduler:
+            raise RequestError(
+                f"sampler.name: got {OF_SCHEDULER!r} and no imported model that has one, expected one of "
+                f"{', '.join(SAMPLERS)}; fix: give score.path, or set sampler.name to ancestral"
+            )
+        return scheduler.sampler(settings)
+
+    @property
+    def not_followed(self) -> list[str]:
+        """What the imported model's scheduler does to its samples and is not done here, a line each."""
+        scheduler = self.imported and self.imported.scheduler
+        if not scheduler:
+            return []
+        own = scheduler.sampler(self.config.sampler)
+        other = [] if own == self.sampler else [f"its own sampler, {own.label}: chains are of {self.sampler.label}"]
+        return [*scheduler.ignored, *other]
 
     @functools.cached_property
     def imported(self) -> Imported | None:
@@ -127,7 +150,7 @@ class Job(Workdir):
         if not self.config.score.path:
             return None
         if not recorded:
-            return read_imported(directory)
+            return read_imported(directory, without_scheduler=self.config.score.without_scheduler)
         check(
             not directory.is_dir() or file_digests(directory) == recorded.sha256,
             "score.path",
@@ -220,7 +243,7 @@ class Job(Workdir):
     def _engine(self, make_score: Callable[[Any], ScoreFn], *, slots: int = 0, devices: Any = None) -> Engine:
         settings = self.config.engine
         return make_engine(
-            lambda params: make_sampler(self.config.sampler, self.process, self.grid, make_score(params)),
+            lambda params: make_sampler(self.sampler, self.process, self.grid, make_score(params)),
             self.grid,
             self.image_shape,
             dataclasses.replace(settings, slots=slots or settings.slots),

@@ -11,9 +11,15 @@ from typing import Any
 
 from ...core.errors import RequestError, check
 from ...models.unet import ACTIVATIONS, RESAMPLING, TIME_EMBEDDINGS, TIME_SCALE_SHIFTS, UNetSettings
-from .fields import FIX, Fields, is_integer, listing, part_file, read_fields, short
+from .fields import Fields, is_integer, listing, part_file, read_fields, short
 
 MODEL_CLASS = "UNet2DModel"
+
+# Of the running average that diffusers' EMAModel.save_pretrained writes beside it: the weights are ordinary.
+EMA_FIELDS = (
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+    "foreach",
+)
 
 MID_BLOCK = "UNetMidBlock2D"
 BLOCKS = {"down": ("DownBlock2D", "AttnDownBlock2D"), "up": ("UpBlock2D", "AttnUpBlock2D")}
@@ -121,8 +127,9 @@ def read_architecture(directory: Path) -> Architecture:
         "center_input_sample": fields.flag("center_input_sample", False),
         "dropout": fields.number("dropout", 0.0, 0.0, 0.99),
     }
-    unknown = {name for name, value in fields.values.items() if not name.startswith("_") and value is not None}
-    check(not unknown, str(fields.path), got=f"unknown {listing(unknown)}", expected=f"{MODEL_CLASS}'s", fix=FIX)
+    for name in EMA_FIELDS:
+        fields.values.pop(name, None)
+    fields.refuse_unknown(f"{MODEL_CLASS}'s")
     try:
         settings = UNetSettings(**values)
     except RequestError as error:

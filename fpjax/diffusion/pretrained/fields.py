@@ -9,6 +9,7 @@ from typing import Any
 from ...core.errors import RequestError, check
 
 FIX = "audit a model without it"
+FIX_FILE = "give the file as diffusers' save_pretrained wrote it: without it, this would be an audit of another sampler"
 
 
 def short(value: Any) -> str:
@@ -77,6 +78,11 @@ class Fields:
         return self.take(
             name, default, lambda v: isinstance(v, list) and 1 <= len(v) <= 16 and all(map(ok, v)), expected
         )
+
+    def refuse_unknown(self, expected: str, *, fix: str = FIX) -> None:
+        """Refuses fields that nobody took, but for null and private ones."""
+        unknown = {name for name, value in self.values.items() if not name.startswith("_") and value is not None}
+        check(not unknown, str(self.path), got=f"unknown {listing(unknown)}", expected=expected, fix=fix)
 
 
 def is_integer(value: Any, low: int, high: int) -> bool:

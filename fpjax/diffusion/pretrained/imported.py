@@ -1,7 +1,7 @@
 """A model of diffusers in place of one that is trained here: what a run keeps of it, so that it outlives its directory.
 
-Its times are those of its scheduler. One without a scheduler is taken as `make_score_fn` takes the models trained here:
-it predicts epsilon of the config's `sde`, and is told 999 t.
+Its times are those of its scheduler. Only if that is asked for, one without a scheduler is taken as `make_score_fn`
+takes the models trained here: it predicts epsilon of the config's `sde`, and is told 999 t.
 """
 
 import dataclasses
@@ -52,24 +52,31 @@ def file_digests(directory: Path) -> dict[str, str]:
     return digests
 
 
-def read_imported(directory: Path) -> Imported:
+def read_imported(directory: Path, *, without_scheduler: bool = False) -> Imported:
     """Reads all but the weights' values.
 
+    Args:
+      without_scheduler: there is none, or it is not to be read.
+
     Raises:
-      RequestError: there is no model, one that `UNet` cannot be, weights of another one, or a process that is not
-        supported.
+      RequestError: there is no model, one that `UNet` cannot be, weights of another one, no scheduler, or one whose
+        process is not supported.
     """
     architecture = read_architecture(directory)
     files = model_files(directory)
     with_scheduler = any(path.name == "scheduler_config.json" for path in files)
+    inside = (directory.resolve().parent / "model_index.json").is_file()
     check(
-        with_scheduler or not (directory.resolve().parent / "model_index.json").is_file(),
+        with_scheduler or without_scheduler,
         "score.path",
-        got="a part of a pipeline, without its scheduler",
-        expected="the pipeline, whose scheduler says what the model was trained on",
-        fix="give the directory above it",
+        got="a part of a pipeline, without its scheduler" if inside else "a model without its scheduler",
+        expected="one with scheduler_config.json, which says what it was trained on; a training's checkpoints lack it",
+        fix="give the directory above it"
+        if inside
+        else "give the pipeline that was saved at the end (pipeline.save_pretrained), or, for a model of the config's "
+        "sde that predicts epsilon and is told 999 t, set score.without_scheduler=True",
     )
-    scheduler = read_scheduler(directory) if with_scheduler else None
+    scheduler = None if without_scheduler else read_scheduler(directory)
     # Their sizes, before any compute; their values are read when they are taken in.
     find_weights(directory, architecture)
     imported = Imported(architecture, scheduler, file_digests(directory))
@@ -79,7 +86,7 @@ def read_imported(directory: Path) -> Imported:
             "score.path",
             got="a Fourier embedding of log t with a scheduler whose steps begin at 0",
             expected="a positional time embedding with a scheduler",
-            fix="such a network knows continuous times: if it was trained so, give it without its scheduler",
+            fix="such a network knows continuous times: if it was trained so, set score.without_scheduler=True",
         )
         DiscreteVP(scheduler.betas)
     return imported

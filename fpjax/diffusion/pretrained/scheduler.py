@@ -1,4 +1,4 @@
-"""A diffusers scheduler: the discrete noise schedule and what the network predicts."""
+"""A diffusers scheduler: the discrete noise schedule, what the network predicts, and the sampler that it is."""
 
 import dataclasses
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import check
-from .fields import Fields, is_number, part_file
+from ..grid import STEP_SPACINGS
+from ..sampling import SamplerSettings
+from .fields import FIX_FILE, Fields, is_number, part_file
 
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
+SCHEDULERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim"}  # and their samplers here
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -21,13 +23,32 @@ class Scheduler:
       name: class in diffusers.
       betas: variances of the N steps, each in (0, 1).
       prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
+      timestep_spacing: of the steps that are visited, where not all are: "leading", "linspace" or "trailing".
+      steps_offset: of "leading", added to each.
+      set_alpha_to_one: of DDIM, whether the last step ends at t = 0.
+      clip_sample: where the predicted image is cut; 0: it is not.
       ignored: one line for each setting that changes diffusers' samples and is not followed here.
     """
 
     name: str
     betas: tuple[float, ...]
     prediction_type: str
+    timestep_spacing: str
+    steps_offset: int
+    set_alpha_to_one: bool
+    clip_sample: float
     ignored: tuple[str, ...]
+
+    def sampler(self, settings: SamplerSettings) -> SamplerSettings:
+        """The pipeline's own sampler, with the number of levels (and DDIM's eta) of `settings`."""
+        return dataclasses.replace(
+            settings,
+            name=SCHEDULERS[self.name],
+            spacing=self.timestep_spacing,
+            steps_offset=self.steps_offset,
+            set_alpha_to_one=self.set_alpha_to_one,
+            clip_sample=self.clip_sample,
+        )
 
     def beta_array(self) -> np.ndarray:
         """`betas` as float64, shape (N,)."""
@@ -51,8 +72,6 @@ def _betas(schedule: str, start: float, end: float, num_steps: int) -> np.ndarra
 
 def read_scheduler(directory: Path) -> Scheduler:
     """Reads `scheduler_config.json`, of a directory or of a pipeline's `scheduler/`.
-
-    Options of shortened sampling (timestep spacing, offsets) do not matter here: chains follow the training grid.
 
     Raises:
       RequestError: the file is missing or damaged, or its process is not a DDPM's.
@@ -80,12 +99,29 @@ def read_scheduler(directory: Path) -> Scheduler:
         fix="correct beta_start and beta_end, or trained_betas",
     )
     variances = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+    ignored, clip, ddim = [], fields.flag("clip_sample", True), name == "DDIMScheduler"
+    limit = fields.number("clip_sample_range", 1.0, 1e-6, 1000.0)
+    spacing = fields.choice("timestep_spacing", "leading", STEP_SPACINGS)
+    offset = fields.integer("steps_offset", 0, 0, 1000)
+    to_one = fields.flag("set_alpha_to_one", True)
     variance = fields.choice("variance_type", "fixed_small", variances)
-    ignored = []
-    if fields.flag("clip_sample", True):
-        ignored.append("clip_sample: predicted images are not clipped during sampling")
+    # Dynamic thresholding takes the place of clipping.
     if fields.flag("thresholding", False):
         ignored.append("thresholding: predicted images are not thresholded during sampling")
-    if variance.startswith("fixed_large"):
-        ignored.append(f"variance_type {variance}: the sampler takes its own variances")
-    return Scheduler(name, tuple(betas.tolist()), prediction_type, tuple(ignored))
+        clip = False
+    for option in ("dynamic_thresholding_ratio", "sample_max_value"):
+        fields.number(option, 1.0, 0.0, 1e6)
+    if variance.startswith("fixed_large") and not ddim:
+        ignored.append(f"variance_type {variance}: the sampler takes fixed_small ones")
+    fields.take("skip_prk_steps", None, lambda v: v is None or isinstance(v, bool), "true or false")  # of PNDM
+    fields.refuse_unknown(f"{name}'s", fix=FIX_FILE)
+    return Scheduler(
+        name,
+        tuple(betas.tolist()),
+        prediction_type,
+        spacing,
+        offset,
+        to_one or not ddim,
+        limit if clip else 0.0,
+        tuple(ignored),
+    )

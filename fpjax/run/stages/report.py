@@ -51,7 +51,10 @@ def _audit(job: Job) -> AuditResult:
     provenance = read_json(job.workdir / "config.json")["provenance"]
     provenance |= {"data": results.data.identity.name, "parameters": results.score.num_params}
     if job.imported:
-        provenance["imported"] = job.imported.sha256 | {"predicts": job.imported.prediction}
+        provenance["imported"] = job.imported.sha256 | {
+            "predicts": job.imported.prediction,
+            "not_followed": job.not_followed or "nothing",
+        }
     else:
         provenance["training_steps"] = results.score.num_steps
     return audit.make_audit(
@@ -60,7 +63,7 @@ def _audit(job: Job) -> AuditResult:
         job.process,
         config.audit,
         name=config.name,
-        sampler=config.sampler.label,
+        sampler=job.sampler.label,
         seed=config.seed,
         provenance=provenance,
     )

@@ -29,8 +29,7 @@ from ..timing import Timing, time_call, timed_batch
 def _take_in(job: Job, imported: Imported) -> None:
     """Takes a model's weights into the run's own checkpoints, so that later stages need its directory no more."""
     params = read_params(Path(job.config.score.path), imported.architecture)
-    ignored = imported.scheduler.ignored if imported.scheduler else ()
-    for line in ignored:
+    for line in job.not_followed:
         print(f"score: not followed: {line}", file=sys.stderr)
     if not imported.scheduler:
         name = job.config.sde.name
