@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from .configs import DIRECTORY
 from .core.errors import RequestError, check, refuse
+from .core.paths import local_path
 
 CONFIG_SECONDS = 20  # a config that takes longer never ends
 SHIPPED = sorted(path.stem for path in DIRECTORY.glob("*.py"))
@@ -45,6 +46,7 @@ def config_path(given: str) -> str:
       RequestError: a name that is none of these, or the file of a config that lies in another one now.
     """
     path, colon, word = given.partition(":")
+    path = str(local_path("--config", path)) if path.startswith("~") else path
     stem = Path(path).stem
     if stem in MEDMNIST and Path(path).parent.name == "configs" and not Path(path).exists():
         raise RequestError(
@@ -52,7 +54,7 @@ def config_path(given: str) -> str:
             f"fix: --config={stem}"
         )
     if "/" in path or path.endswith(".py"):
-        return given
+        return f"{path}{colon}{word}"
     if path in MEDMNIST and not colon:
         path, colon, word = "medmnist", ":", path
     check(

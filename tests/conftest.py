@@ -8,6 +8,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 import fcntl
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ import pytest
 
 from fpjax.core.images import to_model
 from fpjax.data.phantom import phantom_images
+
+# Where it is ignored, as under nohup, tests and the processes that they start would never be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("data.json", "score.json", "classifiers.json", "count.json", "search.json", "likelihood.json", "bound.json")

@@ -23,6 +23,7 @@ from .gaussian import chain_end, gaussian_score_fn
 ROOT = Path(__file__).resolve().parents[1]
 SDE, SHAPE, MEAN, STD, B = fpjax.SubVP(), (2, 2, 1), 0.2, 0.3, 0.5
 SAMPLER = fpjax.SamplerSettings("ancestral", num_levels=10)
+KEY = jax.random.key(0)
 TARGETS = np.stack([np.full(SHAPE, 1.0, np.float32), np.full(SHAPE, -0.5, np.float32)])
 
 
@@ -36,7 +37,7 @@ def detect(images):
 def search(**changes):
     arguments = {
         "score_fn": gaussian_score_fn(SDE, MEAN, STD), "sde": SDE, "detect": detect, "targets": TARGETS,
-        "key": jax.random.key(0), "sampler": SAMPLER, "engine": fpjax.EngineSettings(slots=64, block_steps=20),
+        "key": KEY, "sampler": SAMPLER, "engine": fpjax.EngineSettings(slots=64, block_steps=20),
     } | changes  # fmt: skip
     return fpjax.audit_search(**arguments)
 
@@ -118,8 +119,15 @@ def test_any_callable_is_a_detector(wrapped):
         ({"levels": [2, 11]}, "levels: got"),
         ({"levels": [0.5]}, r"levels: got \[0.5\]"),
         ({"levels": []}, r"levels: got \[\]"),
-        ({"num_chains": 0}, "work: got no chains in"),
-        ({"num_chains": -1}, "work: got a negative number"),
+        ({"num_chains": 0}, "num_chains: got 0, expected an integer in 1..2147483647"),
+        ({"num_chains": -1}, "num_chains: got -1"),
+        ({"num_chains": 2.5}, "num_chains: got 2.5"),
+        ({"num_chains": True}, "num_chains: got True"),
+        ({"threshold": float("nan")}, "threshold: got nan, expected a number from 0 to below 1"),
+        ({"threshold": 1.5}, "threshold: got 1.5"),
+        ({"threshold": 1.0}, "threshold: got 1.0"),
+        ({"threshold": -1}, "threshold: got -1"),
+        ({"threshold": "0.5"}, "threshold: got '0.5'"),
         ({"num_chains": 2**30}, "work: got .* chains, expected at most 2,147,483,647"),
         ({"targets": TARGETS[0]}, r"targets: got shape \(2, 2, 1\), expected \(k, h, w, c\)"),
         ({"targets": 255 * TARGETS}, r"targets: got values from -127.5 to 255, expected model range"),
@@ -130,6 +138,7 @@ def test_any_callable_is_a_detector(wrapped):
         ({"detect": lambda x: (x, x)}, r"detect: got float32\[256, 2, 2, 1\]"),
         ({"detect": lambda x: (x[:, 0, 0, 0] > 0, x[:, 0, :, 0])}, r"detect: got bool\[256\]"),
         ({"key": jax.random.PRNGKey(0)}, r"key: got .*expected a typed key; fix: .*jax.random.key"),
+        ({"key": jax.random.split(jax.random.key(0))}, r"key: got \w+ key<fry> \(2,\)"),
         ({"key": 0}, "key: got int"),
     ],
 )
@@ -138,6 +147,62 @@ def test_bad_arguments_are_refused_in_one_line(changes, message):
         search(**changes)
     assert "\n" not in str(error.value)
     assert "fix: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_samples": 10.5}, "num_samples: got 10.5, expected an integer in 1..2147483647"),
+        ({"num_samples": 0}, "num_samples: got 0"),
+        ({"num_members": 1.0}, "num_members: got 1.0, expected an integer in 1..2"),
+        ({"num_members": 3}, "num_members: got 3"),
+        ({"num_members": 0}, "num_members: got 0"),
+        ({"threshold": float("nan")}, "threshold: got nan"),
+    ],
+)
+def test_bad_counts_are_refused(changes, message):
+    arguments = {"num_samples": 8, "num_members": 1, "key": jax.random.key(0), "sampler": SAMPLER} | changes
+    with pytest.raises(RequestError, match=message):
+        fpjax.audit_count(gaussian_score_fn(SDE, MEAN, STD), SDE, detect, TARGETS, **arguments)
+
+
+def test_slots_never_exceed_the_work():
+    found = search(engine=fpjax.EngineSettings(block_steps=20), levels=[3, 7], num_chains=5)
+    assert fpjax.EngineSettings().slots == 1024
+    assert found.executed <= 1.5 * found.evaluations
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_transfer_guard", "disallow"),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_random_seed_offset", 7),
+        ("jax_debug_nans", True),
+    ],
+)
+def test_settings_of_a_notebook_change_nothing(name, value):
+    """And they are there again afterwards, also after an error."""
+    expected, before = search(num_chains=3), getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        found = search(num_chains=3)
+        assert getattr(getattr(jax.config, name), "value", getattr(jax.config, name)) == value
+        with pytest.raises(RequestError):
+            search(num_chains=-1)
+        assert getattr(getattr(jax.config, name), "value", getattr(jax.config, name)) == value
+    finally:
+        jax.config.update(name, before)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_setting_that_cannot_be_left_is_refused():
+    with jax.enable_x64(True), pytest.raises(RequestError, match="jax_enable_x64: got True in a context"):
+        search(num_chains=3)
 
 
 def test_a_score_or_detector_that_is_not_a_number_names_the_chain():

@@ -31,7 +31,10 @@ def stopping() -> bool:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Inside, the first SIGTERM or SIGINT asks the loops to save and stop; a second one interrupts at once."""
+    """Inside, the first SIGTERM or SIGINT asks the loops to save and stop; a second one interrupts at once.
+
+    A signal that is ignored, as SIGINT under nohup, stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -43,7 +46,8 @@ def stop_on_signals() -> Iterator[None]:
         # Not print, which a handler must not enter twice.
         os.write(2, f"\n{signal.Signals(number).name}: saving; a second one stops at once\n".encode())
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    heeded = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..core.errors import RequestError, check
+from ..core.paths import local_path
 from .files import check_bytes, explain
 
 # The paper's seven sets at 28x28, with the MD5 of the official files (medmnist 3.0.2).
@@ -45,7 +46,8 @@ def medmnist_file(name: str, *, side: int, directory: str, download: bool) -> tu
     url, expected = _official(name, side, file)
     shared = "../shared/data/medmnist"
     defaults = [os.environ.get("FPJAX_DATA", ""), "data", shared if os.path.isdir(shared) else ""]
-    places = [directory] if directory else [place for place in defaults if place]
+    given = [("data.directory", directory)] if directory else [("FPJAX_DATA", place) for place in defaults if place]
+    places = [str(local_path(what, place)) for what, place in given]
     # os.path, not Path: it takes a place that cannot be looked into for one without the file.
     path = next((Path(place, file) for place in places if os.path.isfile(os.path.join(place, file))), None)
     by_hand = f"download {url} as {places[0]}/{file}, or set data.directory or FPJAX_DATA"
@@ -87,9 +89,10 @@ def read_tfds(name: str, *, directory: str) -> tuple[dict[str, UInt8[np.ndarray,
     """
     tfds = _import_extra("tensorflow_datasets", "tfds", "data.source=tfds")
     _import_extra("array_record", "tfds", "data.source=tfds")
+    place = str(local_path("data.directory", directory)) if directory else None
     problem, images, version, num_bytes = "", {}, "", 0
     try:
-        builder = tfds.builder(name, data_dir=directory or None, try_gcs=False)
+        builder = tfds.builder(name, data_dir=place, try_gcs=False)
         version = str(builder.version)
         for split, keys in {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}.items():
             for key in keys:

@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import check, one_of
+from ..core.paths import local_path
 from .files import MAX_SIDE, SPLITS, read_arrays, read_folder
 from .phantom import phantom_images
 from .remote import MEDMNIST, MEDMNIST_SIDES, MORE_MEDMNIST, medmnist_file, read_tfds
@@ -388,7 +389,7 @@ def _path(settings: DataSettings) -> Path:
     """Where the user's images are; without a default, so configs can leave it open."""
     fix = "add --config.data.path=..."
     check(bool(settings.path), "data.path", got="nothing", expected="the user's file or folder", fix=fix)
-    return Path(settings.path)
+    return local_path("data.path", settings.path)
 
 
 def _load_tfds(settings: DataSettings) -> Loaded:

@@ -189,13 +189,13 @@ def _advance_device(
 
     def refill(slots: Slots, taken: jax.Array) -> tuple[Slots, jax.Array]:
         idle = slots.level == 0
-        place = taken + jnp.cumsum(idle) - 1
+        place = taken + jnp.cumsum(idle, dtype=jnp.int32) - 1
         filled = idle & (place < num_queued)
         target, level, chain = (column[jnp.minimum(place, len(queue.level) - 1)] for column in queue)
         keys = fold(keys_of(target, level, chain), jnp.zeros_like(level))
         start = jax.vmap(noise)(keys, targets[jnp.maximum(target, 0)], target != NO_TARGET, scales[level], stds[level])
         fresh = Slots(jax.vmap(sampler.init)(start), target, level, chain, level)
-        return pick(filled, fresh, slots), taken + jnp.sum(filled)
+        return pick(filled, fresh, slots), taken + jnp.sum(filled, dtype=jnp.int32)
 
     def body(carry: tuple) -> tuple:
         slots, finished, tally = carry
@@ -207,14 +207,14 @@ def _advance_device(
         state = pick(active, jax.vmap(sampler.step)(slots.state, level, keys), slots.state)
         slots = slots._replace(state=state, level=jnp.where(active, level - 1, 0))
         done = active & (slots.level == 0)
-        place = jnp.where(done, tally.num_finished + jnp.cumsum(done) - 1, capacity)
+        place = jnp.where(done, tally.num_finished + jnp.cumsum(done, dtype=jnp.int32) - 1, capacity)
         finite = jnp.all(jnp.isfinite(state.x), axis=tuple(range(1, state.x.ndim)))
         rows = Finished(state.x, slots.target, slots.start, slots.chain, finite)
         finished = jax.tree.map(lambda buffer, row: buffer.at[place].set(row, mode="drop"), finished, rows)
         tally = Tally(
-            num_finished=tally.num_finished + jnp.sum(done),
+            num_finished=tally.num_finished + jnp.sum(done, dtype=jnp.int32),
             num_taken=taken,
-            num_useful=tally.num_useful + jnp.sum(active),
+            num_useful=tally.num_useful + jnp.sum(active, dtype=jnp.int32),
             num_executed=tally.num_executed + num_slots,
             num_iterations=tally.num_iterations + 1,
         )

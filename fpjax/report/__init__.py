@@ -1,3 +1,4 @@
+from . import backend as backend
 from .figures import draw_figures as draw_figures
 from .html import to_html as to_html
 from .images import ERRORS as ERRORS

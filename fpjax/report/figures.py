@@ -411,7 +411,10 @@ def draw_figures(
     """
     with resources.as_file(resources.files("fpjax.report") / "fpjax.mplstyle") as path:
         style = matplotlib.rc_params_from_file(path, use_default_template=False)
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context():
+        # Not on top of what a user's matplotlibrc says.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style)
         figures = {"search": _draw_search(result)}
         if controls_of(result):
             figures["ranking"] = _draw_ranking(result)

@@ -14,6 +14,7 @@ import numpy as np
 from ..core.compilation import jit_once
 from ..core.errors import RequestError, check
 from ..core.images import dequantize, to_bytes, to_model
+from ..core.paths import local_path
 from ..core.processes import num_processes
 from ..core.store import read_json, tree_digest
 from ..core.types import Key, Keys, ScoreFn
@@ -138,7 +139,7 @@ class Job(Workdir):
     @functools.cached_property
     def imported(self) -> Imported | None:
         """The model that is audited instead of a trained one, as score.json or else its directory says."""
-        directory = Path(self.config.score.path)
+        directory = local_path("score.path", self.config.score.path)
         recorded = self.result(ScoreResult).imported if self.has(ScoreResult) else None
         check(
             bool(recorded) == bool(self.config.score.path) or not self.has(ScoreResult),
@@ -314,7 +315,8 @@ class Job(Workdir):
     @functools.cached_property
     def reused(self) -> Reused | None:
         """Digests of the classifiers that are not trained here, as classifiers.json or else their run says."""
-        path, there = self.config.classifiers.path, self.has(ClassifiersResult)
+        given, there = self.config.classifiers.path, self.has(ClassifiersResult)
+        path = local_path("classifiers.path", given) if given else None
         recorded = self.result(ClassifiersResult).reused if there else None
         check(
             not there or bool(recorded) == bool(path),
@@ -323,9 +325,9 @@ class Job(Workdir):
             expected="one as asked for now",
             fix="give --config.classifiers.path as when it was begun, or choose another --workdir",
         )
-        if not path or (recorded and not Path(path).is_dir()):
+        if not path or (recorded and not path.is_dir()):
             return recorded
-        there = all((Path(path) / name).is_file() for name in ("config.json", "data.json", "classifiers.json"))
+        there = all((path / name).is_file() for name in ("config.json", "data.json", "classifiers.json"))
         trained = self.other.result(ClassifiersResult).trained if there else None
         found = trained and Reused(trained.weights_sha256, self.other.digest(DataResult))
         check(
@@ -347,14 +349,14 @@ class Job(Workdir):
     @property
     def other(self) -> "Job":
         """The run whose classifiers are used."""
-        path = Path(self.config.classifiers.path)
+        path = local_path("classifiers.path", self.config.classifiers.path)
         made = read_json(path / "config.json")["config"]["classifiers"]
         settings = dataclasses.replace(self.config.classifiers, path="", detector=made["detector"])
         return Job(dataclasses.replace(self.config, classifiers=settings), path, self.stages)
 
     def _check_reused(self, data: DataResult) -> None:
         """Refuses classifiers of other targets, of other data or of another architecture."""
-        if not self.reused or not Path(self.config.classifiers.path).is_dir():
+        if not self.reused or not local_path("classifiers.path", self.config.classifiers.path).is_dir():
             return
         theirs, made = self.other.result(DataResult), read_json(self.other.workdir / "config.json")["config"]
         networks = json.loads(json.dumps(describe_config(self.config)["resnet"]))

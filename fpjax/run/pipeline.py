@@ -23,8 +23,10 @@ from ml_collections import ConfigDict
 
 from ..audit import verdict
 from ..core.compilation import use_compilation_cache
+from ..core.environment import check_platform, own_settings, recorded
 from ..core.errors import RequestError, StageError, check, one_of, refuse
 from ..core.metrics import tensorboard_writer
+from ..core.paths import local_path
 from ..core.processes import connect, gather, num_processes, process_index, together
 from ..core.progress import Stopped, stop_on_signals, stopping
 from ..core.store import lock, read_json, write_json
@@ -58,6 +60,7 @@ def _provenance() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in packages},
         "commit": commit,
         "devices": f"{len(devices)} x {devices[0]}",
+        **recorded(),
     }
 
 
@@ -168,7 +171,7 @@ def run_audit(
         fix="leave it out: one process tells",
     )
     wanted = [stage for stage in STAGES if not stages or stage.name in stages]
-    job = open_job(settings, Path(workdir or Path("runs") / settings.name))
+    job = open_job(settings, local_path("--workdir", workdir) if workdir else Path("runs") / settings.name)
     _check_work(job, wanted, alone=bool(set(stages or []) & set(ALONE)))
     if settings.engine.compilation_cache:
         use_compilation_cache()
@@ -292,7 +295,8 @@ def main(
     try:
         if coordinator or num_processes is not None or process_id is not None:
             connect(coordinator, num_processes, process_id)
-        with together():
+        check_platform()
+        with own_settings(say=True), together():
             return 3 if run_audit(config, **options) else 0
     except RequestError as error:
         return refuse(error)

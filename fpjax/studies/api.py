@@ -1,14 +1,17 @@
 """Audits of any JAX score model from Python, with no files: what the stages of the command line run, as functions."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.errors import check
+from ..core.environment import own_settings
+from ..core.errors import check, whole_number
 from ..core.metrics import MetricsLog
 from ..core.types import DetectFn, Key
 from ..diffusion.sampling import SamplerSettings, make_grid, make_sampler
@@ -20,6 +23,9 @@ from .count import CountSettings, count
 from .search import count_returns
 from .strategies import spaced_levels
 from .tally import CountResult
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 
 class ReturnCurves(NamedTuple):
@@ -34,6 +40,17 @@ class ReturnCurves(NamedTuple):
     executed: int  # that were spent
 
 
+def _in_own_settings(function: Callable[Given, Found]) -> Callable[Given, Found]:
+    """The function with JAX set as for every audit, whatever a notebook has set."""
+
+    @functools.wraps(function)
+    def run(*args: Given.args, **options: Given.kwargs) -> Found:
+        with own_settings():
+            return function(*args, **options)
+
+    return run
+
+
 def _engine(
     score_fn: Callable[..., Any],
     sde: Process,
@@ -41,14 +58,24 @@ def _engine(
     *,
     key: Key,
     params: Any,
-    sampler: SamplerSettings,
-    engine: EngineSettings,
+    threshold: float,
+    num_chains: int,
+    sampler: SamplerSettings | None,
+    engine: EngineSettings | None,
 ) -> Engine:
-    """Engine of the model's chains; refuses scores that are not images, and keys of the old kind."""
+    """Engine of the model's chains, with no more slots than there are of these; refuses what it cannot run."""
+    sampler, engine = sampler or SamplerSettings(), engine or EngineSettings()
     check(
-        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
+        isinstance(threshold, float | int | np.number) and bool(0 <= threshold < 1),
+        "threshold",
+        got=repr(threshold),
+        expected="a number from 0 to below 1, which scores must exceed",
+        fix="use 0.5",
+    )
+    check(
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0,
         "key",
-        got=f"{type(key).__name__} {getattr(key, 'dtype', '')}",
+        got=f"{type(key).__name__} {getattr(key, 'dtype', '')} {np.shape(key) or ''}".strip(),
         expected="a typed key",
         fix="make it with jax.random.key(seed)",
     )
@@ -73,9 +100,11 @@ def _engine(
         expected=f"float32{list(shape)}, the score at one image and one time",
         fix="return grad_x log p_t(x) without a batch axis",
     )
+    engine = dataclasses.replace(engine, slots=min(engine.slots, -(-int(num_chains) // len(jax.devices()))))
     return make_engine(lambda params: make_sampler(sampler, sde, grid, bind(params)), grid, shape, engine)
 
 
+@_in_own_settings
 def audit_search(
     score_fn: Callable[..., Any],
     sde: Process,
@@ -105,9 +134,9 @@ def audit_search(
       params: pytree of the model's weights; None: `score_fn` has them.
       levels: of the sampler's grid, in 1..N, strictly increasing; None: 20 of them, evenly spaced.
       num_chains: M, chains from each target at each level.
-      threshold: score above which both must be.
+      threshold: score above which both must be, in [0, 1).
       sampler: None: Euler-Maruyama with 1000 levels, the paper's.
-      engine: slots and the like; None: the defaults.
+      engine: slots and the like; None: the defaults. There are never more slots than chains.
       path: where an interrupted search is kept, taken up by the same call, and removed by one that ends; None: nowhere.
       log: of the progress; None: none.
 
@@ -115,9 +144,8 @@ def audit_search(
       RequestError: if an argument is not as it must be; before anything is computed.
       StageError: if a chain or its score becomes non-finite; the message names it.
     """
-    sampler, engine = sampler or SamplerSettings(), engine or EngineSettings()
-    made = _engine(score_fn, sde, targets, key=key, params=params, sampler=sampler, engine=engine)
-    top = made.grid.num_levels
+    whole_number("num_chains", num_chains)
+    top = (sampler or SamplerSettings()).num_levels
     level = spaced_levels(top, min(20, top)) if levels is None else np.asarray(levels)
     check(
         level.ndim == 1
@@ -129,6 +157,17 @@ def audit_search(
         got=np.ravel(level)[:8].tolist(),
         expected=f"strictly increasing integers in 1..{top}",
         fix="sort them, and take levels of the sampler's own grid",
+    )
+    made = _engine(
+        score_fn,
+        sde,
+        targets,
+        key=key,
+        params=params,
+        threshold=threshold,
+        num_chains=int(np.prod([*np.shape(targets)[:1], len(level), num_chains], dtype=object)),
+        sampler=sampler,
+        engine=engine,
     )
     work = make_work(np.arange(len(targets))[:, None], level, num_chains)
     found, _ = count_returns(
@@ -148,6 +187,7 @@ def audit_search(
     )
 
 
+@_in_own_settings
 def audit_count(
     score_fn: Callable[..., Any],
     sde: Process,
@@ -174,15 +214,19 @@ def audit_count(
     Raises:
       RequestError, StageError: as `audit_search`.
     """
-    sampler, engine = sampler or SamplerSettings(), engine or EngineSettings()
-    made = _engine(score_fn, sde, targets, key=key, params=params, sampler=sampler, engine=engine)
-    check(
-        1 <= num_members <= len(targets),
-        "num_members",
-        got=num_members,
-        expected=f"an integer in 1..{len(targets)}",
-        fix="count the targets that were trained on, and put them first",
+    whole_number("num_samples", num_samples)
+    made = _engine(
+        score_fn,
+        sde,
+        targets,
+        key=key,
+        params=params,
+        threshold=threshold,
+        num_chains=num_samples,
+        sampler=sampler,
+        engine=engine,
     )
+    whole_number("num_members", num_members, most=len(targets))
     found, _ = count(
         made,
         params,

@@ -138,6 +138,8 @@ def _images(job: Job, result: AuditResult) -> report.ReportImages:
 def run(job: Job) -> None:
     """Prints the answer, and writes the page, its figures and report.json."""
     result, workdir, show = _audit(job), job.workdir, job.config.report.show_members
+    # Before the pictures: whatever may befall those, the answer is there.
+    write_json(workdir / "report.json", report.to_json(result))
     training = _training(job)
     figures = report.draw_figures(result, _images(job, result), training, show_members=show)
     for name, png in figures.items():
@@ -148,7 +150,6 @@ def run(job: Job) -> None:
     sections = page_sections(job.stages)
     page = report.to_html(result, figures, training, show_members=show, sections=sections)
     write_bytes(workdir / "report.html", page.encode())
-    write_json(workdir / "report.json", report.to_json(result))
     print(report.to_text(result))
     print(f"\n{workdir / 'report.html'}\n{workdir / 'report.json'}")
 

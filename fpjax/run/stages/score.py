@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from ...core.compilation import jit_once
 from ...core.errors import StageError
+from ...core.paths import local_path
 from ...core.store import tree_digest, write_arrays
 from ...data.results import DataResult
 from ...detectors.results import ClassifiersResult
@@ -28,7 +28,7 @@ from ..timing import Timing, time_call, timed_batch
 
 def _take_in(job: Job, imported: Imported) -> None:
     """Takes a model's weights into the run's own checkpoints, so that later stages need its directory no more."""
-    params = read_params(Path(job.config.score.path), imported.architecture)
+    params = read_params(local_path("score.path", job.config.score.path), imported.architecture)
     for line in job.not_followed:
         print(f"score: not followed: {line}", file=sys.stderr)
     if not imported.scheduler:

@@ -1,0 +1,149 @@
+"""What is set outside of the program changes nothing: JAX's variables, a notebook's Matplotlib, `~` in paths."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+
+from fpjax.core.errors import RequestError
+from fpjax.core.paths import local_path
+from fpjax.core.store import read_json
+from fpjax.report import figures
+from fpjax.run import pipeline
+
+from .conftest import RESULTS, ROOT, launch
+from .test_config import config_of
+
+FOREIGN = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_TRANSFER_GUARD": "disallow",
+    "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_RANDOM_SEED_OFFSET": "5",
+    "JAX_DEBUG_NANS": "1",
+}
+
+
+def test_a_run_under_foreign_settings_of_jax_is_the_same(smoke, environment, tmp_path):
+    """Some made it crash after all the training, some trained other weights and said nothing."""
+    done = launch(environment | FOREIGN, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    for name in RESULTS:
+        assert (tmp_path / "run" / name).read_bytes() == (smoke[0] / name).read_bytes(), name
+    said = [line for line in done.stderr.splitlines() if line.startswith("not followed")]
+    assert len(said) == 1
+    assert "jax_enable_x64=True" in said[0]
+    assert "jax_numpy_dtype_promotion=strict" in said[0]
+
+
+def test_flags_of_the_compiler_are_recorded_without_paths(environment, tmp_path):
+    env = environment | {"XLA_FLAGS": f"--xla_cpu_enable_fast_min_max=true --xla_dump_to={tmp_path}/dump"}
+    assert launch(env, f"--workdir={tmp_path / 'run'}", "--stage=data").returncode == 0
+    assert (
+        read_json(tmp_path / "run" / "config.json")["provenance"]["XLA_FLAGS"] == "--xla_cpu_enable_fast_min_max=true"
+    )
+
+
+@pytest.mark.parametrize(("platform", "package"), [("cuda", "jax[cuda12]"), ("tpu", "jax[tpu]"), ("nowhere", "unset")])
+def test_a_platform_that_is_not_here_is_one_line(environment, tmp_path, platform, package):
+    for flags in ([], ["--stage=check"], ["--dry_run"]):
+        done = launch(environment | {"JAX_PLATFORMS": platform}, f"--workdir={tmp_path / 'run'}", *flags)
+        assert done.returncode == 2
+        lines = done.stderr.splitlines()
+        assert [line for line in lines if line.startswith("error")] == lines[-1:]
+        assert "Traceback" not in done.stderr
+        assert lines[-1].startswith(f"error: JAX_PLATFORMS={platform}: got ")
+        assert package in lines[-1]
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_notebooks_matplotlib_changes_no_figure(smoke, environment, tmp_path):
+    workdir = shutil.copytree(smoke[0], tmp_path / "run")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.dpi: 30\nfigure.facecolor: red\nfont.size: 30\n")
+    before = {path.name: path.read_bytes() for path in [*workdir.glob("figures/*.png"), *workdir.glob("report.*")]}
+    env = environment | {"MPLBACKEND": "module://nowhere.to.be.found", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    done = launch(env, f"--workdir={workdir}", "--stage=report")
+    assert done.returncode == 0, done.stderr
+    assert len(before) > 6
+    for path in [*workdir.glob("figures/*.png"), *workdir.glob("report.*")]:
+        assert path.read_bytes() == before[path.name], path.name
+
+
+def test_the_backend_that_a_notebook_named_is_still_named_afterwards():
+    script = "import os, fpjax.report; assert os.environ['MPLBACKEND'] == 'module://nowhere'"
+    subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"MPLBACKEND": "module://nowhere"}, check=True, cwd=ROOT
+    )
+
+
+def test_the_answer_is_written_before_the_pictures(smoke, tmp_path, monkeypatch):
+    workdir = shutil.copytree(smoke[0], tmp_path / "run")
+    (workdir / "report.json").unlink()
+
+    def fails(*_, **__):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(figures.Figure, "savefig", fails)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        pipeline.run_audit(config_of("smoke"), workdir=str(workdir), stages=["report"])
+    assert read_json(workdir / "report.json")["verdict"]
+    assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]
+
+
+def test_a_tilde_is_the_home_directory_everywhere(environment, tmp_path):
+    home, cwd = tmp_path / "home", tmp_path / "cwd"
+    home.mkdir()
+    cwd.mkdir()
+    (home / "mine.py").write_text(
+        "from fpjax.configs import smoke\n\n\ndef get_config():\n    return smoke.get_config()\n"
+    )
+    env = environment | {"HOME": str(home)}
+    done = launch(env, "--config=~/mine.py", "--workdir=~/runs/one", "--stage=data", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert (home / "runs" / "one" / "data.json").is_file()
+    assert list(cwd.iterdir()) == []
+    for field in ("data.path", "score.path", "classifiers.path"):
+        (home / "there").mkdir(exist_ok=True)
+        flags = {
+            "data.path": ["--config.data.source=folder"],
+            "score.path": ["--config=import_diffusers", "--config.data.source=phantom"],
+            "classifiers.path": [],
+        }[field]
+        done = launch(env, *flags, f"--config.{field}=~/there", "--workdir=~/runs/two", "--dry_run", cwd=cwd)
+        assert done.returncode == 2
+        expected = {"data.path": "got no images", "score.path": f"{home}/there/config.json: got no such file"}
+        assert expected.get(field, "got a directory without trained classifiers") in done.stderr
+    flags = [
+        "--config=breastmnist_small",
+        "--config.data.download=False",
+        "--dry_run",
+        f"--workdir={tmp_path / 'three'}",
+    ]
+    assert f"no file breastmnist.npz in {home}/there" in launch(env, *flags, "--config.data.directory=~/there").stderr
+    assert f"no file breastmnist.npz in {home}/there" in launch(env | {"FPJAX_DATA": "~/there"}, *flags, cwd=cwd).stderr
+
+
+def test_the_home_of_nobody_is_refused(environment, tmp_path):
+    with pytest.raises(RequestError, match=r"data.path: got '~nobody-at-all/x', expected .*; fix: write it out"):
+        local_path("data.path", "~nobody-at-all/x")
+    done = launch(environment, "--workdir=~nobody-at-all/x", "--dry_run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --workdir: got '~nobody-at-all/x'")
+
+
+def test_an_ignored_interrupt_stays_ignored_and_tests_run_where_it_is():
+    """As in the background of a script, where SIGINT is ignored from the start."""
+    ignored = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable]
+    script = (
+        "import os, signal; from fpjax.core import progress\n"
+        "with progress.stop_on_signals(): os.kill(os.getpid(), signal.SIGINT); assert not progress.stopping()"
+    )
+    subprocess.run([*ignored, "-c", script], cwd=ROOT, check=True, timeout=120)
+    test = "tests/test_interruptions.py::test_signals_ask_first_and_interrupt_then"
+    done = subprocess.run([*ignored, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", test], cwd=ROOT, timeout=300)
+    assert done.returncode == 0
