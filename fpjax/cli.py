@@ -15,6 +15,7 @@ Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wr
 """
 
 import importlib
+import re
 import signal
 import sys
 from pathlib import Path
@@ -54,6 +55,14 @@ def config_path(given: str) -> str:
             f"fix: --config={stem}"
         )
     if "/" in path or path.endswith(".py"):
+        known = f"one of {', '.join([*SHIPPED, *MEDMNIST])}"
+        check(
+            Path(path).is_file(),
+            f"--config={given}",
+            got="no such file",
+            expected=f"a file, or {known}",
+            fix="correct it",
+        )
         return f"{path}{colon}{word}"
     if path in MEDMNIST and not colon:
         path, colon, word = "medmnist", ":", path
@@ -81,6 +90,18 @@ def _with_paths(argv: list[str]) -> list[str]:
 
 def _out_of_time(*_: object) -> None:
     raise TimeoutError(f"--config: got a file that had not ended after {CONFIG_SECONDS} s, expected a config")
+
+
+def _mistyped(message: str, argv: list[str]) -> str:
+    """The flag of a field that a config does not have, in words; empty: the error is of another kind.
+
+    Args:
+      message: of ml_collections: the field's name in quotes, and one that is like it.
+    """
+    name, *alike = re.findall(r"[\"'](\w+)\\?[\"']", message) or [""]
+    flag = next((f for f in (w.partition("=")[0] for w in argv) if re.fullmatch(rf"--?config\.(\w+\.)*{name}", f)), "")
+    other = f"one like it is {alike[0]}" if alike else "configs/default.py lists all fields"
+    return f"{flag}: got a field that this config does not have, expected one that it has; fix: {other}" if flag else ""
 
 
 def _help(argv: list[str]) -> str:
@@ -123,9 +144,11 @@ def _parse(argv: list[str]) -> list[str]:
         last = " ".join(lines[code + 1 :])
         if f"{RequestError.__name__}: " in last:
             sys.exit(refuse(last.partition(f"{RequestError.__name__}: ")[2]))
-        plain, message = isinstance(error, flags.Error | OSError), f"{said}{last}" if last else error
-        known = f"configs here: {', '.join([*SHIPPED, *MEDMNIST])}"
-        fix = known if isinstance(error, FileNotFoundError) else "--help lists the flags"
+        message = f"{said}{last}" if last else str(error)
+        if isinstance(error, AttributeError | KeyError) and (field := _mistyped(message, argv)):
+            sys.exit(refuse(field))
+        plain, known = isinstance(error, flags.Error | OSError), f"configs here: {', '.join([*SHIPPED, *MEDMNIST])}"
+        fix = known if "No such file or directory" in message else "--help lists the flags"
         sys.exit(refuse(f"{message if plain else f'{type(error).__name__}: {message}'}; {fix}"))
     finally:
         signal.alarm(0)

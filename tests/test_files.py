@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fpjax.core.errors import RequestError
-from fpjax.data.files import SPLITS, check_bytes, read_arrays, read_folder
+from fpjax.data.arrays import read_arrays
+from fpjax.data.files import SPLITS, check_bytes
+from fpjax.data.folder import read_folder
 from fpjax.data.phantom import phantom_images
 from fpjax.data.source import DataSettings, load
 
@@ -45,6 +47,27 @@ class TestArrays:
                 {"val_images": np.zeros((3, 8, 8), np.float32)},
                 r"val_images in 'x.npz': got float32 of .*from floats in",
             ),
+            ({"val_images": np.zeros((3, 8, 8), np.uint16)}, "got uint16 .*fix: map the range that matters to bytes"),
+            ({"val_images": np.zeros((3, 8, 8), np.int64)}, "got int64 .*fix: map .*above 255 would wrap around"),
+            ({"val_images": np.zeros((3, 8, 8), bool)}, r"got bool .*fix: .*255 \* x.astype"),
+            (
+                {"val_images": np.zeros((64, 64, 80), np.uint8)},
+                r"fix: .*volume: move the slice axis first, .*x\[..., None\]",
+            ),
+            ({"train_images": np.zeros((28, 28, 3), np.uint8)}, r"fix: this looks like one image .*x\[None, ..., :3\]"),
+            ({"train_images": np.zeros((28, 28, 4), np.uint8)}, r"fix: this looks like one image .*x\[None, ..., :3\]"),
+            ({"train_images": np.zeros((28, 28), np.uint8)}, r"fix: save one image as x\[None\]"),
+            (
+                {"train_images": np.zeros((5, 3, 8, 8), np.uint8)},
+                r"fix: move the channels last: x.transpose\(0, 2, 3, 1\)",
+            ),
+            (
+                {"train_images": np.zeros((5, 1, 8, 8), np.uint8)},
+                r"fix: move the channels last: x.transpose\(0, 2, 3, 1\)",
+            ),
+            ({"train_images": np.zeros((5, 8, 8, 4), np.uint8)}, "fix: flatten the alpha channel"),
+            ({"train_images": np.zeros((5, 8, 8, 2), np.uint8)}, "fix: keep one channel or three"),
+            ({"train_images": np.array([1, None, "x"], object)}, "got object .*fix: bring all"),
             ({"val_images": np.zeros((3, 8, 9), np.uint8)}, r"val_images in 'x.npz': got images of shape \(8, 9, 1\)"),
             ({"val_images": np.zeros((3, 8, 8, 3), np.uint8)}, r"val_images in 'x.npz': got images of shape"),
             ({"test_images": np.zeros((3, 8, 8, 2), np.uint8)}, "test_images in 'x.npz': got uint8"),
@@ -58,6 +81,19 @@ class TestArrays:
     def test_arrays_of_the_wrong_kind_are_refused(self, tmp_path, changes, words):
         with refused(words):
             read_arrays(write_arrays(tmp_path / "x.npz", **changes))
+
+    @pytest.mark.parametrize(
+        "shape", [(64, 64, 80, 1), (28, 28, 3, 1), (5, 8, 8), (8, 8, 8), (80, 64, 64), (5, 3, 3, 3)]
+    )
+    def test_arrays_that_say_what_they_are_are_read(self, tmp_path, shape):
+        np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
+        assert read_arrays(tmp_path / "x.npy").images["train"].shape[:3] == shape[:3]
+
+    def test_a_pointer_of_git_lfs_is_told(self, tmp_path):
+        for name in ("x.npz", "x.npy"):
+            (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+            with refused(f"'{name}': got a Git LFS pointer in place of the file: run git lfs pull"):
+                read_arrays(tmp_path / name)
 
     @pytest.mark.parametrize("kept", [0, 3, 200, 700])
     def test_damaged_files_are_refused(self, tmp_path, kept):
@@ -128,15 +164,6 @@ class TestFolder:
         read = read_folder(tmp_path, side=8).images
         np.testing.assert_array_equal(read["train"], images[[names.index(name) for name in order]])
 
-    def test_links_are_not_followed(self, tmp_path):
-        images = phantom_images(3, side=8, seed=0)
-        write_folder(tmp_path / "outside", images)
-        write_folder(tmp_path / "inside", images[:1])
-        (tmp_path / "inside/link.png").symlink_to(tmp_path / "outside/001.png")
-        (tmp_path / "inside/folder").symlink_to(tmp_path / "outside")
-        (tmp_path / "inside/loop").symlink_to(tmp_path / "inside")
-        assert len(read_folder(tmp_path / "inside", side=8).images["train"]) == 1
-
     def test_sub_folders_are_the_splits_and_nothing_may_lie_beside_them(self, tmp_path):
         images = phantom_images(6, side=8, seed=0)
         for split, rows in (("train", images[:3]), ("val", images[3:4]), ("test", images[4:])):
@@ -150,7 +177,7 @@ class TestFolder:
             split: len(rows) for split, rows in read.items()
         }
         write_folder(tmp_path / "extra", images[:1])
-        with refused("data.path: got 1 other places with images beside train, val and test"):
+        with refused("data.path: got 1 of 7 images beside folders that are named as splits"):
             read_folder(tmp_path, side=8)
         with refused("data.path: got val or test, but no train"):
             read_folder(write_folder(tmp_path / "half" / "val", images[:1]).parent, side=8)
@@ -221,6 +248,8 @@ class TestFolder:
         write_folder(tmp_path, phantom_images(1, side=8, seed=0))
         with refused("image '000.png': got 8x8 pixels, .*fix: set data.side to 8 or less"):
             read_folder(tmp_path, side=9)
+        with refused("image '000.png': .*fix: set data.side to 6 or less, in steps of 3 for the network"):
+            read_folder(tmp_path, side=9, multiple=3)
 
     @pytest.mark.parametrize("kind", ["text", "empty", "cut.png", "cut.jpg", "gif", "pipe"])
     def test_what_is_no_whole_image_is_refused(self, tmp_path, kind):
@@ -235,7 +264,9 @@ class TestFolder:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         else:
             path.write_text("words" if kind == "text" else "")
-        with refused(f"image '{path.name}': got .*fix: replace or remove the file"):
+        with refused(
+            f"image '{path.name}': got .*fix: {'convert it' if kind == 'gif' else 'replace or remove the file'}"
+        ):
             read_folder(tmp_path, side=8)
 
     def test_names_that_are_no_text_are_read_and_shown_as_ascii(self, tmp_path):

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from fpjax.core.errors import RequestError
 from fpjax.core.records import to_content
-from fpjax.data.files import SPLITS, read_arrays, read_folder
+from fpjax.data.arrays import read_arrays
+from fpjax.data.files import SPLITS
+from fpjax.data.folder import read_folder
 from fpjax.data.phantom import phantom_images
 from fpjax.data.plant import assign, describe, describe_membership, plant
 from fpjax.data.source import DataSettings, draw_splits, image_digests, load

@@ -237,6 +237,11 @@ def test_requests_that_cannot_be_audited_are_refused(source, tmp_path, capsys, c
     [
         ("scheduler_config.json", SCHEDULER | {"_class_name": "PNDMScheduler"}, "_class_name: got 'PNDMScheduler'"),
         ("scheduler_config.json", SCHEDULER | {"beta_end": 0.006}, "expected a schedule that leaves"),
+        (
+            "scheduler_config.json",
+            SCHEDULER | {"num_train_timesteps": 200, "beta_end": 0.02},
+            "fix: audit a model whose last",
+        ),
         ("scheduler_config.json", SCHEDULER | {"solver_order": 2}, "unknown solver_order"),
         ("scheduler_config.json", SCHEDULER | {"timestep_spacing": "karras"}, "timestep_spacing: got 'karras'"),
         ("config.json", {"sample_size": 16}, "image side: got (8, 8), expected (16, 16)"),

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -33,6 +34,49 @@ def test_all_stages_run_and_end_with_the_verdict(smoke):
     assert "http://" not in html
     assert "https://" not in html
     assert html.count("data:image/png;base64,") >= 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.nonsense=1"], "--config.nonsense: got a field that this config does not have"),
+        (["--config=smoke", "--config.data.sied=3"], "--config.data.sied: got a field .*; fix: one like it is side"),
+        (
+            ["--config=configs/phantm.py"],
+            "--config=configs/phantm.py: got no such file, expected a file, or one of .*phantom",
+        ),
+        (["--config=/nowhere/mine.py"], "--config=/nowhere/mine.py: got no such file"),
+        (["--config=phantm"], "--config=phantm: got a name that is not known here, .*phantom"),
+    ],
+)
+def test_a_mistyped_config_or_field_is_one_plain_line(environment, flags, words):
+    done = launch(environment, *flags, "--dry_run")
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: {words}.*\n", done.stderr)
+    assert not set(done.stderr) & set("\\\x1b")
+
+
+@pytest.mark.parametrize(("side", "fix"), [(17, "set data.side to 16, or"), (31, "set data.side to 30, or")])
+def test_the_side_that_a_message_names_fits_the_network(environment, tmp_path, side, fix):
+    flags = [f"--config={ROOT / 'configs' / 'phantom.py'}", f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    done = launch(environment, f"--config.data.side={side}", *flags)
+    assert done.returncode == 2
+    assert f"image side: got {side}x{side}, expected multiples of" in done.stderr
+    assert fix in done.stderr
+    fits = f"--config.data.side={fix.split()[3].rstrip(',')}"
+    assert launch(environment, fits, *flags).returncode == 0
+
+
+def test_a_name_without_a_config_flag_reads_the_default_config(environment):
+    """Where `launch` gives no config, as a user who only types fields."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "--config.nonsense=1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config.nonsense: got a field")
 
 
 def test_results_are_plain_counts_without_times_paths_or_users(smoke):

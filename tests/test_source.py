@@ -149,6 +149,7 @@ class TestSources:
             splits = load(settings)
             identity = dict(splits.identity)
             assert identity.pop("source") == identity.pop("name") == settings.source
+            assert identity.pop("skipped", {}) == {}
             assert str(tmp_path) not in json.dumps(splits.identity)
             assert "x.n" not in json.dumps(splits.identity)
             loaded.append((digest(*splits[:3]), digest(*drawn(splits, settings)[:6]), identity))

@@ -14,8 +14,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import check, one_of
-from ..core.paths import local_path
-from .files import MAX_SIDE, SPLITS, read_arrays, read_folder
+from ..core.paths import local_path, printable
+from .arrays import read_arrays
+from .files import MAX_SIDE, SPLITS
+from .folder import counted, read_folder
 from .phantom import phantom_images
 from .remote import MEDMNIST, MEDMNIST_SIDES, MORE_MEDMNIST, medmnist_file, read_tfds
 
@@ -33,12 +35,14 @@ class Loaded(NamedTuple):
     identity: the source's own part of `Splits.identity`.
     groups: names of each image's group, by split; None: every image stands alone.
     alike: whether all its splits are draws from one population.
+    notes: what a user should know of how they were found, one line each; no part of what the images are.
     """
 
     images: dict[str, UInt8[np.ndarray, "n h w c"]]
     identity: dict[str, Any]
     groups: dict[str, Any] | None = None
     alike: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Splits(NamedTuple):
@@ -52,7 +56,7 @@ class Splits(NamedTuple):
 
     `alike` are the splits that are draws from one population with train: targets may be drawn from them. `groups` is
     the number of each image's group (a patient), by split, from 0 in the order of first appearance over train, val and
-    test; None: every image stands alone.
+    test; None: every image stands alone. `notes` are those of `Loaded`.
     """
 
     train: UInt8[np.ndarray, "train h w c"]
@@ -61,6 +65,7 @@ class Splits(NamedTuple):
     identity: dict[str, Any]
     alike: tuple[str, ...] = ("train",)
     groups: dict[str, Int[np.ndarray, " n"]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +138,7 @@ class DataSettings:
         for field in ("name", "directory", "path", "group"):
             value = getattr(self, field)
             check(
-                isinstance(value, str) and value.isprintable() and len(value) <= 1000,
+                isinstance(value, str) and printable(value) and len(value) <= 1000,
                 f"data.{field}",
                 got=ascii(value)[:100],
                 expected="at most 1000 printable characters",
@@ -248,14 +253,17 @@ class DataSettings:
             )
 
 
-def load(settings: DataSettings) -> Splits:
+def load(settings: DataSettings, *, multiple: int = 1) -> Splits:
     """Reads or generates the images, bytes as the source has them, and draws the splits that it lacks.
+
+    Args:
+      multiple: of which sides must be for the network; messages name a side that fits.
 
     Raises:
       RequestError: a file is missing, unreadable, damaged or not the official one; what it holds is not uint8 images
         of one shape; too few images; groups that are missing, or that two given splits share.
     """
-    loaded = LOADERS[settings.source](settings)
+    loaded = LOADERS[settings.source](settings, multiple)
     images, identity, names = loaded.images, loaded.identity, loaded.groups
     if names:
         shared = {name for a, b in itertools.combinations(names.values(), 2) for name in {*a} & {*b}}
@@ -301,7 +309,7 @@ def load(settings: DataSettings) -> Splits:
             "num": {split: len(np.unique(members)) for split, members in groups.items()},
             "sha256": hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest(),
         }
-    return Splits(**images, identity=identity, alike=alike, groups=groups)
+    return Splits(**images, identity=identity, alike=alike, groups=groups, notes=loaded.notes)
 
 
 def image_digests(images: UInt8[np.ndarray, "n h w c"]) -> list[bytes]:
@@ -364,7 +372,7 @@ def _numbers(names: Iterable[Any]) -> Int[np.ndarray, " n"]:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
-def _load_medmnist(settings: DataSettings) -> Loaded:
+def _load_medmnist(settings: DataSettings, _: int) -> Loaded:
     """One official MedMNIST file, its MD5 checked before anything in it is read."""
     path, md5 = medmnist_file(
         settings.name, side=settings.side, directory=settings.directory, download=settings.download
@@ -373,16 +381,29 @@ def _load_medmnist(settings: DataSettings) -> Loaded:
     return Loaded(read_arrays(path).images, identity, alike=True)
 
 
-def _load_npz(settings: DataSettings) -> Loaded:
+def _load_npz(settings: DataSettings, _: int) -> Loaded:
     """The user's own arrays."""
-    images, groups = read_arrays(_path(settings), group=settings.group)
-    return Loaded(images, {"source": "npz", "name": "npz"}, groups)
+    read = read_arrays(_path(settings), group=settings.group)
+    return Loaded(read.images, {"source": "npz", "name": "npz"}, read.groups)
 
 
-def _load_folder(settings: DataSettings) -> Loaded:
-    """The user's own PNG and JPEG files."""
-    images, groups = read_folder(_path(settings), side=settings.side, group=settings.group)
-    return Loaded(images, {"source": "folder", "name": "folder"}, groups)
+def _load_folder(settings: DataSettings, multiple: int) -> Loaded:
+    """The user's own PNG and JPEG files; those of other formats are counted, and none may be left out unstamped."""
+    read = read_folder(_path(settings), side=settings.side, group=settings.group, multiple=multiple)
+    check(
+        settings.stamp or not read.skipped,
+        "data.path",
+        got=f"images that are not read: {counted(read.skipped)}",
+        expected="PNG or JPEG files alone with data.stamp=False: the train split must be all that was trained on",
+        fix="convert them, or move them out if they were not trained on",
+    )
+    notes = tuple(
+        f"{what}: {counted(kinds)}"
+        for what, kinds in (("images in formats that are not read", read.skipped), ("left out", read.others))
+        if kinds
+    )
+    identity = {"source": "folder", "name": "folder", "skipped": read.skipped}
+    return Loaded(read.images, identity, read.groups, notes=notes)
 
 
 def _path(settings: DataSettings) -> Path:
@@ -392,13 +413,13 @@ def _path(settings: DataSettings) -> Path:
     return local_path("data.path", settings.path)
 
 
-def _load_tfds(settings: DataSettings) -> Loaded:
+def _load_tfds(settings: DataSettings, _: int) -> Loaded:
     """A data set that TFDS has prepared here."""
     images, identity = read_tfds(settings.name, directory=settings.directory)
     return Loaded(images, {"source": "tfds", "name": settings.name} | identity)
 
 
-def _load_phantom(settings: DataSettings) -> Loaded:
+def _load_phantom(settings: DataSettings, _: int) -> Loaded:
     """Phantoms, each split from a stream of its own, so that none changes when another grows."""
     sizes = {"train": settings.num_pool, "val": settings.num_val, "test": settings.num_test}
     seeds = {split: 3 * settings.seed + i for i, split in enumerate(SPLITS)}
@@ -408,7 +429,7 @@ def _load_phantom(settings: DataSettings) -> Loaded:
 
 
 # A new source is one function and one line here.
-LOADERS: dict[str, Callable[[DataSettings], Loaded]] = {
+LOADERS: dict[str, Callable[[DataSettings, int], Loaded]] = {
     "folder": _load_folder,
     "medmnist": _load_medmnist,
     "npz": _load_npz,

@@ -31,7 +31,8 @@ def time_at_log_snr(sde: Process, values: np.ndarray) -> np.ndarray:
 
 # Those of diffusers' schedulers, over the process's own steps.
 STEP_SPACINGS = ("leading", "linspace", "trailing")
-SPACINGS = ("time", "quadratic", "log_snr", *STEP_SPACINGS)
+EVEN_SPACINGS = ("time", "quadratic", "log_snr")
+SPACINGS = (*EVEN_SPACINGS, *STEP_SPACINGS)
 
 
 class TimeGrid(NamedTuple):
@@ -66,7 +67,7 @@ def _scheduler_times(sde: Process, num_levels: int, spacing: str, steps_offset: 
     if total is None:
         raise RequestError(
             f"sampler.spacing: got {spacing!r}, which counts the steps of a scheduler, expected one of "
-            f"{', '.join(SPACINGS[:3])} for a process in continuous time; fix: set one of these"
+            f"{', '.join(EVEN_SPACINGS)} for a process in continuous time; fix: set one of these"
         )
     if spacing == "leading":
         steps = np.arange(num_levels) * (total // num_levels) + steps_offset

@@ -65,14 +65,16 @@ def numpy_of(t: jax.Array | np.ndarray | np.float64) -> Any:
     return jnp if isinstance(t, jax.Array) else np
 
 
-def _check_end(what: str, got: Any, log_scale: float) -> None:
+def _check_end(
+    what: str, got: Any, log_scale: float, *, fix: str = "use beta_min 0.1 and beta_max 20, or betas like theirs"
+) -> None:
     """Refuses processes whose end is far from the prior, or divides by what float32 cannot hold."""
     check(
         -40.0 <= log_scale <= -1.5,
         what,
         got=got,
         expected=f"a schedule that leaves exp(-40) to exp(-1.5) of x_0 at t = 1, not exp({log_scale:.3g})",
-        fix="use beta_min 0.1 and beta_max 20, or betas like theirs",
+        fix=fix,
     )
 
 
@@ -174,7 +176,12 @@ class DiscreteVP(_VariancePreserving):
             expected="at least two numbers inside (0, 1)",
             fix="take the scheduler's own; a schedule that ends with nothing left of x_0 (beta 1) has no score there",
         )
-        _check_end("betas", f"{len(self.betas)} betas", self.log_scale(np.float64(1.0)))
+        got = f"{len(self.betas)} from {min(self.betas):.4g} to {max(self.betas):.4g}"
+        fix = (
+            "audit a model whose last step is noise, or what it draws from noise is not of its data: 300 or more "
+            "linear steps up to beta_end 0.02, or a larger beta_end for fewer"
+        )
+        _check_end("betas", got, self.log_scale(np.float64(1.0)), fix=fix)
 
     @property
     def num_steps(self) -> int:

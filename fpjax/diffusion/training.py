@@ -20,6 +20,7 @@ from ..core.checkpoints import Checkpoints
 from ..core.devices import batch_mesh
 from ..core.errors import StageError, check, in_range, one_of, whole
 from ..core.metrics import MetricsLog
+from ..core.paths import printable
 from ..core.progress import Progress, stopping
 from ..core.types import Images, Key, Keys, Scalar
 from .preconditioning import PREDICTIONS
@@ -75,7 +76,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check(
-            self.path.isprintable() and len(self.path) <= 1000,
+            printable(self.path) and len(self.path) <= 1000,
             "score.path",
             got=ascii(self.path)[:100],
             expected="at most 1000 printable characters",

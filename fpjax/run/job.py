@@ -54,11 +54,13 @@ class Job(Workdir):
     def __init__(self, config: Config, workdir: Path, stages: Sequence[Stage]):
         super().__init__(config, workdir, stages)
         self._planted: dict[tuple[int, ...], Planted] = {}
+        self.notes: tuple[str, ...] = ()  # of the data, once they are read
 
     @functools.cached_property
     def data(self) -> tuple[Candidates, DataResult]:
         """Planted images, and what data.json says of them; the same from the same seed on any machine."""
-        splits = load_images(self.config.data)
+        splits = load_images(self.config.data, multiple=self.model.settings.downsampling)
+        self.notes = splits.notes
         candidates = plant(splits, self.config.data)
         # As if no target were dropped: too few training images are refused before any compute.
         planted = assign(candidates, self.config.data)

@@ -12,12 +12,17 @@ def check_fit(config: Config, candidates: Candidates, planted: Planted, model: U
     side = planted.train.shape[1:3]
     settings = model.settings
     factor = settings.downsampling
+    fits = min(side) // factor * factor
     check(
         all(s % factor == 0 for s in side),
         "image side",
         got=f"{side[0]}x{side[1]}",
         expected=f"multiples of {factor} for the {len(settings.channels)} levels of the model",
-        fix="resize the images or use fewer levels",
+        fix=f"set data.side to {fits}, or use fewer levels"
+        if fits and config.data.source in ("folder", "phantom")
+        else f"resize the images, to {fits}x{fits} for one, or use fewer levels"
+        if fits
+        else "use larger images or fewer levels",
     )
     if imported:
         architecture = imported.architecture

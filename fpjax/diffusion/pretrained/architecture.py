@@ -127,6 +127,17 @@ def read_architecture(directory: Path) -> Architecture:
         "center_input_sample": fields.flag("center_input_sample", False),
         "dropout": fields.number("dropout", 0.0, 0.0, 0.99),
     }
+    head, last = values["attention_head_dim"], len(widths) - 1
+    middle = last if values["mid_block"] == "attention" else -1
+    attending = {i for places in (attention, up_attention) for i, here in enumerate(places) if here} | {middle}
+    odd = [width for i, width in enumerate(widths) if i in attending and head and width % head]
+    check(
+        not odd,
+        f"{fields.path}: attention_head_dim",
+        got=f"{head} for {odd[0] if odd else 0} channels",
+        expected="a divisor of the channels of every level with attention, or null for one head",
+        fix="audit a model whose heads have all of its channels",
+    )
     for name in EMA_FIELDS:
         fields.values.pop(name, None)
     fields.refuse_unknown(f"{MODEL_CLASS}'s")

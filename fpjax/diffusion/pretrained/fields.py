@@ -29,7 +29,8 @@ def read_fields(path: Path) -> dict[str, Any]:
     fix = "copy the whole directory again, as diffusers' save_pretrained wrote it"
     check(path.is_file(), str(path), got="no such file", expected="a JSON file", fix=fix)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a mark of its byte order.
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError, OSError):
         raise RequestError(f"{path}: got an unreadable file, expected JSON; fix: {fix}") from None
     check(isinstance(content, dict), str(path), got=short(content), expected="a JSON object", fix=fix)

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ...core.errors import RequestError, check
+from ...core.paths import LFS_POINTER
 from ...models.unet import UNet, UNetSettings
 from .architecture import Architecture
 from .fields import listing, part_file, read_fields, short
@@ -62,6 +63,38 @@ def _to_ours(name: str, array: np.ndarray) -> np.ndarray:
 
 
 _OLD_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
+
+
+def _new_name(name: str) -> str:
+    """The name that diffusers gives a weight today."""
+    for old, new in _OLD_NAMES if ".attentions." in name else ():
+        name = name.replace(old, new)
+    return name
+
+
+def _common_prefix(names: Iterable[str], expected: Iterable[str]) -> str:
+    """What stands before all names, where without it they begin as they should."""
+    known, names = {name.partition(".")[0] for name in expected}, list(names)
+    for word in [f"{word}." for word in names[0].split(".")[:-1]] if names else []:
+        prefix = names[0][: names[0].index(word) + len(word)]
+        if all(name.startswith(prefix) and name[len(prefix) :].partition(".")[0] in known for name in names):
+            return prefix
+        if word.removesuffix(".") in known:
+            break
+    return ""
+
+
+def _check_pointer(path: Path) -> None:
+    """Refuses what Git LFS leaves in place of a file that was not fetched."""
+    with path.open("rb") as stream:
+        pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+    check(
+        not pointer,
+        str(path),
+        got="a Git LFS pointer in place of the file",
+        expected="safetensors",
+        fix="run git lfs pull where it was cloned",
+    )
 
 
 def named(settings: UNetSettings, params: Any) -> tuple[dict[str, Any], Any]:
@@ -137,27 +170,31 @@ def model_files(directory: Path) -> list[Path]:
 def find_weights(directory: Path, architecture: Architecture) -> dict[str, tuple[Path, str]]:
     """File and name there of each weight of an architecture; reads no more than the files' headers.
 
+    A prefix that all names have, such as "module." or "_orig_mod." of a wrapped model, is left out.
+
     Raises:
       RequestError: weights are missing, unknown, of another shape or type, damaged or pickled.
     """
     directory = part_file(directory, "unet", "config.json").parent
     expected, _ = _expected(architecture.settings, architecture.channels)
     stored: dict[str, tuple[Path, str]] = {}
+    parts: dict[str, tuple[Any, str]] = {}
     for path in _weight_files(directory):
         try:
+            _check_pointer(path)
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
-                    ours = name
-                    for old, new in _OLD_NAMES if ".attentions." in name else ():
-                        ours = ours.replace(old, new)
-                    stored[ours] = (path, name)
                     part = file.get_slice(name)
-                    if ours in expected:
-                        _check_weight(f"{path}: {name}", part.get_shape(), part.get_dtype(), expected[ours])
+                    stored[name], parts[name] = (path, name), (part.get_shape(), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise RequestError(
                 f"{path}: got a missing or damaged file ({short(str(error))}), expected safetensors; fix: copy it again"
             ) from None
+    prefix = _common_prefix(stored, expected)
+    stored = {_new_name(name.removeprefix(prefix)): place for name, place in stored.items()}
+    for name, (path, theirs) in stored.items():
+        if name in expected:
+            _check_weight(f"{path}: {theirs}", *parts[theirs], expected[name])
     _check_names(str(directory), stored, expected)
     return stored
 

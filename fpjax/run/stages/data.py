@@ -18,9 +18,9 @@ def run(job: Job) -> None:
     candidates, result = job.data
     identity = result.identity
     images = ", ".join(f"{count:,} {split}" for split, count in identity.num_images.items())
-    drawn = f"; drawn from train: {', '.join(n for n in identity.drawn if n != 'seed')}" if identity.drawn else ""
     grouped = "; no group of images on both sides" if identity.groups else ""
-    print(f"data: {identity.name}, {images}{drawn}{grouped}", file=sys.stderr)
+    for line in (f"{identity.name}, {images}{grouped}", *_found(job, identity)):
+        print(f"data: {line}", file=sys.stderr)
     if job.config.data.stamp:
         print(
             f"data: {len(candidates.record)} targets drawn from {', '.join(identity.alike)}; "
@@ -29,6 +29,19 @@ def run(job: Job) -> None:
             file=sys.stderr,
         )
     job.finish(result)
+
+
+def _found(job: Job, identity: Any) -> list[str]:
+    """What was guessed or left out, in words."""
+    drawn = [split for split in identity.drawn or {} if split != "seed"]
+    lines, missing = [], " and no ".join(drawn)
+    if drawn and not job.config.data.stamp:
+        lines = [f"no {missing} given, and none is drawn: all of train count as trained on"]
+    elif drawn:
+        given = sum(identity.num_images[split] for split in ("train", *drawn))
+        parts = " and ".join(f"{identity.num_images[split]:,} {split}" for split in drawn)
+        lines = [f"no {missing} given: {parts} images drawn at random from the {given:,} given as train"]
+    return [*lines, *job.notes]
 
 
 def cost(job: Job) -> Cost:
@@ -58,13 +71,19 @@ def check(job: Job) -> list[Finding]:
         + ", ".join(f"{n:,} {split}" for split, n in identity.num_images.items())
         + f" of {'x'.join(map(str, identity.image_shape))}; {copies} surplus copies, {shared} images in two splits",
     )
+    guessed = [Finding("note", "data", line) for line in _found(job, identity)]
     if not config.data.stamp:
         imported = f"none here; N = {num_train:,} were trained on"
-        return [source, Finding("ok", "training", imported if config.score.path else training_text(config, num_train))]
+        return [
+            source,
+            *guessed,
+            Finding("ok", "training", imported if config.score.path else training_text(config, num_train)),
+        ]
     target, contrast = candidates.record[0], [target.contrast for target in candidates.record]
     share = float(np.mean(disc_mask(job.image_shape[:2], (target.row, target.col), target.radius)))
     return [
         source,
+        *guessed,
         Finding(
             "ok" if share <= 0.2 else "note",
             "disc",
