@@ -23,13 +23,23 @@ from fpjax.data.phantom import phantom_images
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+# Where MedMNIST's files are, for the tests that need them.
+MEDMNIST = Path(os.environ.get("FPJAX_DATA") or ROOT.parent / "shared" / "data" / "medmnist").absolute()
 RESULTS = ("data.json", "score.json", "classifiers.json", "count.json", "search.json", "likelihood.json", "bound.json")
+
+
+def medmnist(name: str) -> Path:
+    """A file of MedMNIST; the test that asks for one that is not there is skipped."""
+    path = MEDMNIST / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not in {MEDMNIST}: set FPJAX_DATA to where it is (docs/troubleshooting.md)")
+    return path
 
 
 @pytest.fixture(scope="session")
 def real_images() -> np.ndarray:
     """100 distinct images in model range: BreastMNIST where the file is there, phantoms otherwise."""
-    path = ROOT.parent / "shared" / "data" / "medmnist" / "breastmnist.npz"
+    path = MEDMNIST / "breastmnist.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
             images = np.unique(file["train_images"], axis=0)[:100, :, :, None]

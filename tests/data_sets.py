@@ -17,7 +17,6 @@ from fpjax.data.plant import assign, plant
 from fpjax.data.source import DataSettings, Splits
 
 ROOT = Path(__file__).parents[1]
-REAL = ROOT / "../shared/data/medmnist"
 SMALL = DataSettings(
     source="phantom",
     side=8,

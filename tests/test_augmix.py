@@ -1,5 +1,4 @@
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,8 @@ from fpjax.detectors.augmix import (
 )
 
 from . import pillow_augmix
+from .conftest import medmnist
 
-REAL = Path(__file__).parents[1] / "../shared/data/medmnist"
 NUM, SIDE = 24, 28
 # No shear among these puts a source coordinate on the very border, where the last bit decides between grey and black.
 MAGNITUDES = {
@@ -54,10 +53,7 @@ def levels_of(source):
         images = phantom_images(NUM * channels, side=SIDE, seed=1)
         images = images.reshape(channels, NUM, SIDE, SIDE).transpose(1, 2, 3, 0).copy()
     else:
-        path = REAL / f"{source}.npz"
-        if not path.is_file():
-            pytest.skip(f"{source}.npz is not in ../shared/data/medmnist")
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(medmnist(source), allow_pickle=False) as file:
             images = file["train_images"][:NUM].reshape(NUM, SIDE, SIDE, -1).copy()
     images[0] = 7
     images[1] = 200

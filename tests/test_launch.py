@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import RESULTS, ROOT, launch
+from fpjax.data.phantom import phantom_images
+
+from .conftest import RESULTS, ROOT, launch, medmnist
+from .data_sets import write_folder
 
 
 def test_all_stages_run_and_end_with_the_verdict(smoke):
@@ -59,12 +62,12 @@ def test_a_mistyped_config_or_field_is_one_plain_line(environment, flags, words)
 @pytest.mark.parametrize(("side", "fix"), [(17, "set data.side to 16, or"), (31, "set data.side to 30, or")])
 def test_the_side_that_a_message_names_fits_the_network(environment, tmp_path, side, fix):
     flags = [f"--config={ROOT / 'configs' / 'phantom.py'}", f"--workdir={tmp_path / 'run'}", "--dry_run"]
-    done = launch(environment, f"--config.data.side={side}", *flags)
+    done = launch(environment, *flags, f"--config.data.side={side}")
     assert done.returncode == 2
     assert f"image side: got {side}x{side}, expected multiples of" in done.stderr
     assert fix in done.stderr
     fits = f"--config.data.side={fix.split()[3].rstrip(',')}"
-    assert launch(environment, fits, *flags).returncode == 0
+    assert launch(environment, *flags, fits).returncode == 0
 
 
 def test_a_name_without_a_config_flag_reads_the_default_config(environment):
@@ -77,6 +80,25 @@ def test_a_name_without_a_config_flag_reads_the_default_config(environment):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: --config.nonsense: got a field")
+
+
+def test_what_is_drawn_is_printed(environment, tmp_path):
+    write_folder(tmp_path / "images", phantom_images(60, side=28, seed=0))
+    (tmp_path / "images" / "059.png").rename(tmp_path / "images" / "059.webp")
+    flags = [
+        f"--config={ROOT / 'configs' / 'folder.py'}",
+        f"--config.data.path={tmp_path / 'images'}",
+        "--stage=data",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    done = launch(environment, *flags)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "data: no val and no test given: 6 val and 6 test images drawn at random from the 59 given as train"
+        in done.stderr
+    )
+    assert "data: images in formats that are not read: 1 png" in done.stderr
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["identity"]["details"]["skipped"] == {"png": 1}
 
 
 def test_results_are_plain_counts_without_times_paths_or_users(smoke):
@@ -248,9 +270,7 @@ def test_damaged_files_of_a_run_are_named(smoke, environment, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_file_is_audited_by_checksum(environment, tmp_path):
-    source = ROOT.parent / "shared" / "data" / "medmnist" / "breastmnist.npz"
-    if not source.is_file():
-        pytest.skip("needs the official breastmnist.npz beside the project")
+    source = medmnist("breastmnist")
     flags = [
         "--config.data.source=medmnist",
         "--config.data.side=28",

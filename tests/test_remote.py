@@ -23,7 +23,9 @@ from fpjax.data.plant import assign, describe, plant
 from fpjax.data.remote import MEDMNIST
 from fpjax.data.source import DataSettings, image_digests, load
 
-from .data_sets import REAL, ROOT, change, refused, write_arrays, write_folder
+from .conftest import MEDMNIST as FILES
+from .conftest import medmnist
+from .data_sets import ROOT, change, refused, write_arrays, write_folder
 
 
 @pytest.fixture
@@ -31,9 +33,7 @@ def real():
     """Settings for the real files."""
 
     def settings(name, **fields):
-        if not (REAL / f"{name}.npz").is_file():
-            pytest.skip(f"{name}.npz is not in ../shared/data/medmnist")
-        return DataSettings(name=name, directory=str(REAL), **fields)
+        return DataSettings(name=name, directory=str(medmnist(name).parent), **fields)
 
     return settings
 
@@ -249,8 +249,8 @@ class TestRealFiles:
         assert splits.identity["md5"] == MEDMNIST["breastmnist"]
         assert splits.identity["surplus_copies"] == {"train": 0, "val": 0, "test": 0}
         assert splits.identity["shared_images"] == {"train_val": 0, "train_test": 1, "val_test": 0}
-        assert str(REAL) not in json.dumps(splits.identity)
-        monkeypatch.setenv("FPJAX_DATA", str(REAL))
+        assert str(FILES) not in json.dumps(splits.identity)
+        monkeypatch.setenv("FPJAX_DATA", str(FILES))
         np.testing.assert_array_equal(load(DataSettings(name="breastmnist")).train, splits.train)
 
     def test_pneumonia_has_copies_and_none_of_them_is_a_target(self, real):
