@@ -203,6 +203,8 @@ def test_settings_of_a_notebook_change_nothing(name, value):
 def test_a_setting_that_cannot_be_left_is_refused():
     with jax.enable_x64(True), pytest.raises(RequestError, match="jax_enable_x64: got True in a context"):
         search(num_chains=3)
+    assert not jax.config.jax_enable_x64
+    assert jnp.ones(1).dtype == jnp.float32
 
 
 def test_a_score_or_detector_that_is_not_a_number_names_the_chain():

@@ -1,5 +1,6 @@
 """What is set outside of the program and would change what it computes: JAX's settings and its platform."""
 
+import concurrent.futures
 import contextlib
 import os
 import sys
@@ -52,7 +53,9 @@ def own_settings(*, say: bool = False) -> Iterator[None]:
     Raises:
       RequestError: a setting is that of a context, such as `jax.enable_x64()`, which cannot be left from within.
     """
-    before = _others()
+    # A thread of its own has none of this one's contexts.
+    with concurrent.futures.ThreadPoolExecutor(1) as fresh:
+        before = fresh.submit(_others).result()
     if before and say:
         listed = ", ".join(f"{name}={value}" for name, value in before.items())
         print(f"not followed, so that results are those of any other machine: {listed}", file=sys.stderr)
