@@ -1,4 +1,4 @@
-"""Tests, and the checker of annotations that jaxtyping runs in all of them (pyproject.toml: addopts)."""
+"""Tests, and the checker of annotations that jaxtyping runs in them where it is asked to (.ci/run)."""
 
 from typing import Any
 
