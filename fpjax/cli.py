@@ -54,8 +54,8 @@ def config_path(given: str) -> str:
             f"--config={given}: got a file that is one of configs/medmnist.py now, expected its name; "
             f"fix: --config={stem}"
         )
+    known = f"one of {', '.join([*SHIPPED, *MEDMNIST])}"
     if "/" in path or path.endswith(".py"):
-        known = f"one of {', '.join([*SHIPPED, *MEDMNIST])}"
         check(
             Path(path).is_file(),
             f"--config={given}",
@@ -70,7 +70,7 @@ def config_path(given: str) -> str:
         path in SHIPPED,
         f"--config={given}",
         got="a name that is not known here",
-        expected=f"a path to a file, or one of {', '.join([*SHIPPED, *MEDMNIST])}",
+        expected=f"a path to a file, or {known}",
         fix="correct it",
     )
     return f"{DIRECTORY / path}.py{colon}{word}"
@@ -147,9 +147,8 @@ def _parse(argv: list[str]) -> list[str]:
         message = f"{said}{last}" if last else str(error)
         if isinstance(error, AttributeError | KeyError) and (field := _mistyped(message, argv)):
             sys.exit(refuse(field))
-        plain, known = isinstance(error, flags.Error | OSError), f"configs here: {', '.join([*SHIPPED, *MEDMNIST])}"
-        fix = known if "No such file or directory" in message else "--help lists the flags"
-        sys.exit(refuse(f"{message if plain else f'{type(error).__name__}: {message}'}; {fix}"))
+        plain = isinstance(error, flags.Error | OSError)
+        sys.exit(refuse(f"{message if plain else f'{type(error).__name__}: {message}'}; --help lists the flags"))
     finally:
         signal.alarm(0)
     if len(rest) > 1:

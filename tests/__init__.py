@@ -1,16 +1,22 @@
 """Tests, and the checker of annotations that jaxtyping runs in them where it is asked to (.ci/run)."""
 
+import functools
 from typing import Any
 
-from beartype import BeartypeConf, beartype
-from beartype.door import is_bearable
-from beartype.roar import BeartypeDecorHintException
 
-# An int is a float, as for static checkers.
-_TYPED = beartype(conf=BeartypeConf(is_pep484_tower=True))
+@functools.cache
+def _checker() -> Any:
+    # Only here: benchmarks are modules of this package, and run without what tests need.
+    from beartype import BeartypeConf, beartype
+
+    # An int is a float, as for static checkers.
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def _known(hint: Any) -> bool:
+    from beartype.door import is_bearable
+    from beartype.roar import BeartypeDecorHintException
+
     try:
         is_bearable(None, hint)
     except BeartypeDecorHintException:
@@ -28,4 +34,4 @@ def checked(function: Any) -> Any:
         return function
     hints = getattr(function, "__annotations__", {})
     function.__annotations__ = {name: hint if _known(hint) else Any for name, hint in hints.items()}
-    return _TYPED(function)
+    return _checker()(function)

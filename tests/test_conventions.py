@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,8 @@ def test_only_a_reason_in_the_first_lines_lets_a_file_be_long():
     assert too_long(body + "# Long because it is.\n")
     assert not too_long("# Long because it is one table.\n" + body)
     assert not too_long("x = 1\n" * 450)
+
+
+def test_benchmarks_and_figures_need_nothing_that_only_tests_have():
+    script = "import sys, tests.benchmarks.timing; assert 'beartype' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)

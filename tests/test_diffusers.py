@@ -291,50 +291,57 @@ def test_time_embeddings_agree_to_the_last_bits_of_their_frequencies(flip, shift
     assert np.mean(np.abs(found - expected) < 1e-6) > 0.98
 
 
-DDIM_CASES = [
-    {},
-    {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
-    {"prediction_type": "sample", "timestep_spacing": "linspace", "clip_sample": True},
-    {"steps_offset": 1, "set_alpha_to_one": False, "eta": 1.0},
-    {"clip_sample": True, "clip_sample_range": 0.7, "eta": 0.5, "timestep_spacing": "linspace"},
-]
-
-
-@pytest.mark.parametrize("num_levels", [60, 17])
-@pytest.mark.parametrize("case", DDIM_CASES, ids=str)
-def test_a_chain_is_the_ddim_pipelines_with_the_same_noise(case, num_levels, tmp_path, monkeypatch):
-    from diffusers.schedulers import scheduling_ddim
-
-    case, eta = {"clip_sample": False} | case, case.get("eta", 0.0)
-    case.pop("eta", None)
-    num_levels //= 1 + case.get("steps_offset", 0)  # with all of them diffusers looks for a step beyond the last one
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=60, beta_start=1e-3, beta_end=0.2, **case)
-    model = theirs()
-    diffusers.DDIMPipeline(model, scheduler).save_pretrained(tmp_path)
-    imported, found = read_imported(tmp_path), read_model(tmp_path)
-    sde = imported.process(SubVP())
-    settings = imported.scheduler.sampler(SamplerSettings("scheduler", num_levels, eta=eta))
-    assert settings.name == "ddim"
+def follow(pipeline, module, num_levels, path, monkeypatch, **options):
+    """Holds our sampler of a saved pipeline against its scheduler: one chain, the same noise, at every step."""
+    pipeline.save_pretrained(path)
+    imported, found = read_imported(path), read_model(path)
+    sde, model, scheduler = imported.process(SubVP()), pipeline.unet, pipeline.scheduler
+    settings = imported.scheduler.sampler(SamplerSettings("scheduler", num_levels, **options))
     grid = make_grid(settings, sde)
     score_fn = make_score_fn(sde, UNet(found.settings), found.params, prediction=imported.prediction)
     chain = make_sampler(settings, sde, grid, score_fn)
     step = jit_once(chain.step)
 
     scheduler.set_timesteps(num_levels)
-    np.testing.assert_array_equal(np.round(grid.t[:0:-1] * 60) - 1, scheduler.timesteps)
+    np.testing.assert_array_equal(np.round(grid.t[:0:-1] * len(scheduler.betas)) - 1, scheduler.timesteps)
     keys = jax.random.split(jax.random.key(1), num_levels + 1)
     x = np.asarray(jax.random.normal(keys[0], (8, 8, 1)))
     state, other = chain.init(jnp.asarray(x)), torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
     for level, k in zip(range(num_levels, 0, -1), scheduler.timesteps, strict=True):
         noise = np.array(jax.random.normal(keys[level], (8, 8, 1))).transpose(2, 0, 1)[None].copy()
-        monkeypatch.setattr(scheduling_ddim, "randn_tensor", lambda *_, noise=noise, **__: torch.from_numpy(noise))
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, noise=noise, **__: torch.from_numpy(noise))
         with torch.no_grad():
-            other = scheduler.step(model(other, k).sample, k, other, eta=eta).prev_sample
+            other = scheduler.step(model(other, k).sample, k, other, **options).prev_sample
         with jax.default_matmul_precision("highest"):
             state = step(state, jnp.int32(level), keys[level])
         expected = other.numpy()[0].transpose(1, 2, 0)
+        # Random weights may let a chain grow.
         limit = 1e-4 * max(1.0, float(np.abs(expected).max()))
         np.testing.assert_allclose(state.x, expected, atol=limit, err_msg=f"step {int(k)}")
+    return settings.name
+
+
+STEPS = {"num_train_timesteps": 60, "beta_start": 1e-3, "beta_end": 0.2, "clip_sample": False}
+
+
+@pytest.mark.parametrize("num_levels", [60, 17])
+@pytest.mark.parametrize(
+    ("case", "eta"),
+    [
+        ({}, 0.0),
+        ({"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, 0.0),
+        ({"prediction_type": "sample", "timestep_spacing": "linspace", "clip_sample": True}, 0.0),
+        ({"steps_offset": 1, "set_alpha_to_one": False}, 1.0),
+        ({"clip_sample": True, "clip_sample_range": 0.7, "timestep_spacing": "linspace"}, 0.5),
+    ],
+    ids=str,
+)
+def test_a_chain_is_the_ddim_pipelines_with_the_same_noise(case, eta, num_levels, tmp_path, monkeypatch):
+    from diffusers.schedulers import scheduling_ddim
+
+    num_levels //= 1 + case.get("steps_offset", 0)  # with all of them diffusers looks for a step beyond the last one
+    pipeline = diffusers.DDIMPipeline(theirs(), diffusers.DDIMScheduler(**STEPS | case))
+    assert follow(pipeline, scheduling_ddim, num_levels, tmp_path, monkeypatch, eta=eta) == "ddim"
 
 
 @pytest.mark.parametrize(
@@ -351,33 +358,9 @@ def test_a_chain_is_the_ddim_pipelines_with_the_same_noise(case, num_levels, tmp
 def test_a_chain_is_the_ddpm_schedulers_with_the_same_noise(num_levels, case, tmp_path, monkeypatch):
     from diffusers.schedulers import scheduling_ddpm
 
-    settings = {"num_train_timesteps": 60, "beta_start": 1e-3, "beta_end": 0.2, "variance_type": "fixed_small"}
-    scheduler = diffusers.DDPMScheduler(**settings, **{"clip_sample": False} | case)
-    model = theirs()
-    diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path)
-    imported, found = read_imported(tmp_path), read_model(tmp_path)
-    sde = imported.process(SubVP())
-    settings = imported.scheduler.sampler(SamplerSettings("scheduler", num_levels))
-    grid = make_grid(settings, sde)
-    score_fn = make_score_fn(sde, UNet(found.settings), found.params, prediction=imported.prediction)
-    chain = make_sampler(settings, sde, grid, score_fn)
-    step = jit_once(chain.step)
-
-    scheduler.set_timesteps(num_levels)
-    keys = jax.random.split(jax.random.key(1), num_levels + 1)
-    x = np.asarray(jax.random.normal(keys[0], (8, 8, 1)))
-    state, other = chain.init(jnp.asarray(x)), torch.from_numpy(x.transpose(2, 0, 1)[None].copy())
-    for level, k in zip(range(num_levels, 0, -1), scheduler.timesteps, strict=True):
-        noise = np.array(jax.random.normal(keys[level], (8, 8, 1))).transpose(2, 0, 1)[None].copy()
-        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, noise=noise, **__: torch.from_numpy(noise))
-        with torch.no_grad():
-            other = scheduler.step(model(other, k).sample, k, other).prev_sample
-        with jax.default_matmul_precision("highest"):
-            state = step(state, jnp.int32(level), keys[level])
-        expected = other.numpy()[0].transpose(1, 2, 0)
-        # Random weights may let a chain grow.
-        limit = 1e-4 * max(1.0, float(np.abs(expected).max()))
-        np.testing.assert_allclose(state.x, expected, atol=limit, err_msg=f"step {int(k)}")
+    scheduler = diffusers.DDPMScheduler(variance_type="fixed_small", **STEPS | case)
+    pipeline = diffusers.DDPMPipeline(theirs(), scheduler)
+    assert follow(pipeline, scheduling_ddpm, num_levels, tmp_path, monkeypatch) == "ancestral"
 
 
 def memoriser(images, *, num_steps=800):

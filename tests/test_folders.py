@@ -1,5 +1,9 @@
 """Folders as people have them: links, other formats, names of splits, damaged and mistaken files."""
 
+import contextlib
+import functools
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +12,7 @@ from fpjax.data.folder import read_folder
 from fpjax.data.phantom import phantom_images
 from fpjax.data.source import DataSettings, load
 
-from .data_sets import refused, write_folder
+from .data_sets import little_memory, refused, write_folder
 
 
 def test_links_are_followed_to_each_folder_once(tmp_path):
@@ -26,6 +30,34 @@ def test_links_are_followed_to_each_folder_once(tmp_path):
     (tmp_path / "elsewhere/000.png").unlink()
     with refused("image 'link.png': got a link to nothing"):
         read_folder(tmp_path / "inside", side=8)
+
+
+def test_of_two_ways_to_a_folder_the_first_name_counts_on_every_system(tmp_path, monkeypatch):
+    images = phantom_images(3, side=8, seed=0)
+    write_folder(tmp_path / "z", images[:2])
+    write_folder(tmp_path / "m", images[2:])
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def ordered(path, reverse):
+        with scandir(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=reverse)
+
+    for reverse in (False, True):
+        monkeypatch.setattr(os, "scandir", functools.partial(ordered, reverse=reverse))
+        read = read_folder(tmp_path, side=8)
+        np.testing.assert_array_equal(read.images["train"], images)
+        assert read.others == {"links to folders that are here already": 1, "other files": 1}
+
+
+def test_a_damaged_file_of_any_size_is_not_read_in_whole(tmp_path):
+    with (tmp_path / "x.png").open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + bytes(500))
+        file.truncate(2**36)
+    with refused("image 'x.png': got "), little_memory():
+        read_folder(tmp_path, side=8)
 
 
 def test_images_of_other_formats_are_counted_and_not_passed_over_in_silence(tmp_path):

@@ -121,6 +121,7 @@ def test_what_was_imported_is_recorded_by_digest_and_without_its_path(finished, 
     ]
     report = read_json(run / "report.json")
     assert report["sampler"] == "ancestral"
+    assert report["provenance"]["imported"]["scheduler"] == "DDPMScheduler"
     not_followed = report["provenance"]["imported"]["not_followed"]
     assert [line.split(":")[0] for line in not_followed] == [
         "thresholding",
@@ -162,7 +163,8 @@ def test_only_if_it_is_asked_for_a_model_without_a_scheduler_is_one_of_the_confi
     run = open_job(make_config(config), tmp_path / "run")
     assert run.process == SubVP()
     assert run.imported.prediction == "epsilon"
-    assert run.not_followed == []
+    assert run.imported.not_followed(run.config.sampler, run.sampler) == []
+    assert run.imported.told("subvp") == "none: taken to predict epsilon of subvp and told 999 t"
     scheduled = config_for(source, model=tmp_path / "model", score__without_scheduler=True, sampler__name="scheduler")
     assert pipeline.main(scheduled, workdir=str(tmp_path / "run"), dry_run=True) == 2
     assert "sampler.name: got 'scheduler' and no imported model that has one" in capsys.readouterr().err
@@ -193,7 +195,7 @@ def test_the_pipelines_own_sampler_is_that_of_its_scheduler(source, tmp_path):
     config = config_for(source, model=tmp_path / "model", sampler__name="scheduler", sampler__num_levels=7)
     job = open_job(make_config(config), tmp_path / "run")
     assert job.sampler.label == "ddim (spacing trailing, eta 0.0, set_alpha_to_one False, clip_sample 1.0)"
-    assert job.not_followed == []
+    assert job.imported.not_followed(job.config.sampler, job.sampler) == []
     np.testing.assert_allclose(20 * job.grid.t, [0, 3, 6, 9, 11, 14, 17, 20], atol=1e-5)
 
 

@@ -46,20 +46,13 @@ def in_range(what: str, value: Any, low: float, high: float, *, fix: str = "choo
 def whole_number(what: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> None:
     """Refuses what is no integer in [least, most]; Python's and NumPy's are integers, their fractions are not."""
     ok = isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= value <= most
-    check(ok, what, got=repr(value), expected=f"an integer in {least}..{most}", fix="give one of these")
+    check(ok, what, got=value, expected=f"an integer in [{least}, {most:,}]", fix="choose one in the range")
 
 
 def whole(section: str, settings: Any, *, most: int, least: int = 1, names: tuple[str, ...]) -> None:
     """Refuses fields of a settings section that are not integers in [least, most]."""
     for name in names:
-        value = getattr(settings, name)
-        check(
-            isinstance(value, int) and least <= value <= most,
-            f"{section}.{name}",
-            got=value,
-            expected=f"an integer in [{least}, {most:,}]",
-            fix="choose one in the range",
-        )
+        whole_number(f"{section}.{name}", getattr(settings, name), least=least, most=most)
 
 
 def one_of(what: str, value: Any, options: Any) -> None:

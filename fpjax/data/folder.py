@@ -156,13 +156,17 @@ def counted(kinds: dict[str, int]) -> str:
 def find_images(root: Path) -> Found:
     """Looks through a folder, along links too, but into no folder twice."""
     images, skipped, others = [], collections.Counter(), collections.Counter()
-    for path, kind in _walk(root, {os.path.realpath(root)}):
-        if kind == "image":
+    for path, what in _walk(root, {os.path.realpath(root)}):
+        if what == "image":
             images.append(path)
-        elif kind:
-            others[kind] += 1
+        elif what:
+            others[what] += 1
         else:
-            kind = _kind_of(path)
+            try:
+                begin = _begin(path) if path.is_file() else b""
+            except OSError:
+                begin = b""
+            kind = _kind(path.name, begin)
             (skipped if kind else others)[kind or "other files"] += 1
     images.sort(key=lambda path: _sort_key(path.relative_to(root)))
     return Found(images, dict(sorted(skipped.items())), dict(sorted(others.items())))
@@ -170,31 +174,29 @@ def find_images(root: Path) -> Found:
 
 def _walk(folder: Path, seen: set[str]) -> Iterator[tuple[Path, str]]:
     """Each file with "image" for what is named as one that is read, "" for others, and what else it is not to be."""
+    # In one order on all systems: of two ways to a folder the first counts.
     with os.scandir(folder) as entries:
-        for entry in entries:
-            path = Path(entry.path)
-            if entry.name.startswith("."):
-                yield path, "hidden files and folders"
-            elif entry.is_dir():
-                real = os.path.realpath(path)
-                if real in seen:
-                    yield path, "links to folders that are here already"
-                else:
-                    seen.add(real)
-                    yield from _walk(path, seen)
+        names = sorted((entry.name for entry in entries), key=os.fsencode)
+    for name in names:
+        path = folder / name
+        if name.startswith("."):
+            yield path, "hidden files and folders"
+        elif path.is_dir():
+            real = os.path.realpath(path)
+            if real in seen:
+                yield path, "links to folders that are here already"
             else:
-                # A link to nowhere is named as an image, and refused as a file that cannot be read.
-                yield path, "image" if entry.name.lower().endswith(_SUFFIXES) else ""
+                seen.add(real)
+                yield from _walk(path, seen)
+        else:
+            # A link to nowhere is named as an image, and refused as a file that cannot be read.
+            yield path, "image" if name.lower().endswith(_SUFFIXES) else ""
 
 
-def _kind_of(path: Path) -> str:
-    """What kind of image a file that is not read is, by its first bytes or else its ending; empty: none."""
-    try:
-        begin = _begin(path) if path.is_file() else b""
-    except OSError:
-        begin = b""
+def _kind(name: str, begin: bytes) -> str:
+    """What kind of image a file is that is not read, by its first bytes or else its ending; empty: none."""
     found = next((kind for start, bytes_, kind in _KINDS if begin[start : start + len(bytes_)] == bytes_), "")
-    ending = path.name.lower().removesuffix(".gz")
+    ending = name.lower().removesuffix(".gz")
     return found or next((kind for suffix, kind in _IMAGE_SUFFIXES.items() if ending.endswith(suffix)), "")
 
 
@@ -211,7 +213,6 @@ def _splits(paths: Sequence[Path]) -> list[str]:
     """
     found = [{_SPLIT_NAMES[part.lower()] for part in path.parts[:-1] if part.lower() in _SPLIT_NAMES} for path in paths]
     splits = [next(iter(names)) if len(names) == 1 else "" for names in found]
-    fix = "move the other images, or rename the sub-folders"
     if any(found):
         twice, others = sum(len(names) > 1 for names in found), sum(not names for names in found)
         got = f"{twice} images in folders of two splits" if twice else ""
@@ -223,7 +224,7 @@ def _splits(paths: Sequence[Path]) -> list[str]:
             "data.path",
             got=got,
             expected="images in train, and perhaps val and test, alone; or none of these",
-            fix=fix,
+            fix="move the other images, or rename the sub-folders",
         )
     for path, split in zip(paths, splits, strict=True):
         folders = [part for part in path.parts[:-1] if part.lower() not in _SPLIT_NAMES]
@@ -268,15 +269,15 @@ def _read_image(path: Path, side: int, multiple: int) -> UInt8[np.ndarray, "side
             return Problem("a link to nothing" if path.is_symlink() and not path.exists() else "no plain file")
         begin = _begin(path)
         if not begin.startswith((b"\x89PNG", b"\xff\xd8\xff")):
-            return _not_an_image(path, begin)
+            return _not_an_image(path.name, begin)
         try:
             with path.open("rb") as stream:
                 return _pixels(stream, begin, side, multiple)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise
         except Exception:
-            # Of a PNG, text and metadata may be damaged where the pixels are not.
-            if not begin.startswith(b"\x89PNG"):
+            # Of a PNG, text and metadata may be damaged where the pixels are not; it is read in whole, so not any size.
+            if not begin.startswith(b"\x89PNG") or path.stat().st_size > 4 * MAX_PIXELS:
                 raise
             return _pixels(io.BytesIO(_critical_chunks(path.read_bytes())), begin, side, multiple)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -285,9 +286,9 @@ def _read_image(path: Path, side: int, multiple: int) -> UInt8[np.ndarray, "side
         return Problem(explain(error))
 
 
-def _not_an_image(path: Path, begin: bytes) -> Problem:
+def _not_an_image(name: str, begin: bytes) -> Problem:
     """What a file is that is named as a PNG or JPEG and does not begin as one."""
-    kind = _kind_of(path) if begin else ""
+    kind = _kind(name, begin)
     if begin.startswith(LFS_POINTER):
         return Problem("a Git LFS pointer in place of the file", "run git lfs pull")
     if begin.lstrip()[:5].lower() in (b"<!doc", b"<html"):

@@ -128,16 +128,6 @@ class Job(Workdir):
             )
         return scheduler.sampler(settings)
 
-    @property
-    def not_followed(self) -> list[str]:
-        """What the imported model's scheduler does to its samples and is not done here, a line each."""
-        scheduler = self.imported and self.imported.scheduler
-        if not scheduler:
-            return []
-        own = scheduler.sampler(self.config.sampler)
-        other = [] if own == self.sampler else [f"its own sampler, {own.label}: chains are of {self.sampler.label}"]
-        return [*scheduler.ignored, *other]
-
     @functools.cached_property
     def imported(self) -> Imported | None:
         """The model that is audited instead of a trained one, as score.json or else its directory says."""
@@ -314,20 +304,24 @@ class Job(Workdir):
         centers = np.asarray([(target.row, target.col) for target in candidates.record], np.int32)
         return DetectorData(to_model(images), to_model(candidates.originals), centers)
 
+    @property
+    def _others_path(self) -> Path:
+        """Directory of the run whose classifiers are used, if there is one."""
+        return local_path("classifiers.path", self.config.classifiers.path)
+
     @functools.cached_property
     def reused(self) -> Reused | None:
         """Digests of the classifiers that are not trained here, as classifiers.json or else their run says."""
-        given, there = self.config.classifiers.path, self.has(ClassifiersResult)
-        path = local_path("classifiers.path", given) if given else None
+        given, path, there = self.config.classifiers.path, self._others_path, self.has(ClassifiersResult)
         recorded = self.result(ClassifiersResult).reused if there else None
         check(
-            not there or bool(recorded) == bool(path),
+            not there or bool(recorded) == bool(given),
             f"--workdir={self.workdir.name}",
             got=f"a run whose classifiers were {'those of another' if recorded else 'its own'}",
             expected="one as asked for now",
             fix="give --config.classifiers.path as when it was begun, or choose another --workdir",
         )
-        if not path or (recorded and not path.is_dir()):
+        if not given or (recorded and not path.is_dir()):
             return recorded
         there = all((path / name).is_file() for name in ("config.json", "data.json", "classifiers.json"))
         trained = self.other.result(ClassifiersResult).trained if there else None
@@ -351,14 +345,14 @@ class Job(Workdir):
     @property
     def other(self) -> "Job":
         """The run whose classifiers are used."""
-        path = local_path("classifiers.path", self.config.classifiers.path)
+        path = self._others_path
         made = read_json(path / "config.json")["config"]["classifiers"]
         settings = dataclasses.replace(self.config.classifiers, path="", detector=made["detector"])
         return Job(dataclasses.replace(self.config, classifiers=settings), path, self.stages)
 
     def _check_reused(self, data: DataResult) -> None:
         """Refuses classifiers of other targets, of other data or of another architecture."""
-        if not self.reused or not local_path("classifiers.path", self.config.classifiers.path).is_dir():
+        if not self.reused or not self._others_path.is_dir():
             return
         theirs, made = self.other.result(DataResult), read_json(self.other.workdir / "config.json")["config"]
         networks = json.loads(json.dumps(describe_config(self.config)["resnet"]))

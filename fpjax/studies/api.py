@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -100,7 +101,7 @@ def _engine(
         expected=f"float32{list(shape)}, the score at one image and one time",
         fix="return grad_x log p_t(x) without a batch axis",
     )
-    engine = dataclasses.replace(engine, slots=min(engine.slots, -(-int(num_chains) // len(jax.devices()))))
+    engine = dataclasses.replace(engine, slots=min(engine.slots, -(-num_chains // len(jax.devices()))))
     return make_engine(lambda params: make_sampler(sampler, sde, grid, bind(params)), grid, shape, engine)
 
 
@@ -165,7 +166,7 @@ def audit_search(
         key=key,
         params=params,
         threshold=threshold,
-        num_chains=int(np.prod([*np.shape(targets)[:1], len(level), num_chains], dtype=object)),
+        num_chains=math.prod((*np.shape(targets)[:1], len(level), int(num_chains))),
         sampler=sampler,
         engine=engine,
     )
@@ -222,7 +223,7 @@ def audit_count(
         key=key,
         params=params,
         threshold=threshold,
-        num_chains=num_samples,
+        num_chains=int(num_samples),
         sampler=sampler,
         engine=engine,
     )

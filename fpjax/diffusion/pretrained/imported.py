@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...core.errors import RequestError, check
 from ..preconditioning import PREDICTIONS
+from ..sampling import SamplerSettings
 from ..sde import DiscreteVP, Process
 from .architecture import Architecture, read_architecture
 from .scheduler import Scheduler, read_scheduler
@@ -28,6 +29,27 @@ class Imported:
     def prediction(self) -> str:
         """What the network predicts, one of `PREDICTIONS`."""
         return self.scheduler.prediction_type if self.scheduler else PREDICTIONS[0]
+
+    def told(self, otherwise: str) -> str:
+        """What says how it was trained: the scheduler, or what is taken for granted of a model without one."""
+        return (
+            self.scheduler.name if self.scheduler else f"none: taken to predict epsilon of {otherwise} and told 999 t"
+        )
+
+    def not_followed(self, asked: SamplerSettings, runs: SamplerSettings) -> list[str]:
+        """What the scheduler does to its samples and is not done here, a line each.
+
+        Args:
+          asked: the config's.
+          runs: what came of it, which may be the scheduler's own.
+        """
+        if not self.scheduler:
+            return []
+        own = self.scheduler.sampler(asked)
+        return [
+            *self.scheduler.ignored,
+            *([] if own == runs else [f"its own sampler, {own.label}: chains are of {runs.label}"]),
+        ]
 
     def process(self, otherwise: Process) -> Process:
         """The scheduler's diffusion, or that of a model without one."""

@@ -52,8 +52,9 @@ def _audit(job: Job) -> AuditResult:
     provenance |= {"data": results.data.identity.name, "parameters": results.score.num_params}
     if job.imported:
         provenance["imported"] = job.imported.sha256 | {
+            "scheduler": job.imported.told(config.sde.name),
             "predicts": job.imported.prediction,
-            "not_followed": job.not_followed or "nothing",
+            "not_followed": job.imported.not_followed(config.sampler, job.sampler) or "nothing",
         }
     else:
         provenance["training_steps"] = results.score.num_steps

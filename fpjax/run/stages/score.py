@@ -29,11 +29,10 @@ from ..timing import Timing, time_call, timed_batch
 def _take_in(job: Job, imported: Imported) -> None:
     """Takes a model's weights into the run's own checkpoints, so that later stages need its directory no more."""
     params = read_params(local_path("score.path", job.config.score.path), imported.architecture)
-    for line in job.not_followed:
+    for line in imported.not_followed(job.config.sampler, job.sampler):
         print(f"score: not followed: {line}", file=sys.stderr)
     if not imported.scheduler:
-        name = job.config.sde.name
-        print(f"score: no scheduler: taken to predict epsilon of {name} and to be told 999 t", file=sys.stderr)
+        print(f"score: scheduler: {imported.told(job.config.sde.name)}", file=sys.stderr)
     checkpoints = job.checkpoints("score")
     checkpoints.save(0, params)
     checkpoints.close()
