@@ -56,7 +56,7 @@ def test_a_damaged_file_of_any_size_is_not_read_in_whole(tmp_path):
     with (tmp_path / "x.png").open("wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n" + bytes(500))
         file.truncate(2**36)
-    with refused("image 'x.png': got "), little_memory():
+    with refused("image 'x.png': got (?!MemoryError)"), little_memory():
         read_folder(tmp_path, side=8)
 
 
