@@ -24,8 +24,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from .configs import DIRECTORY
-from .core.errors import RequestError, check, refuse
+from .core.errors import RequestError, check
 from .core.paths import local_path
+from .core.terminal import refuse
 
 CONFIG_SECONDS = 20  # a config that takes longer never ends
 SHIPPED = sorted(path.stem for path in DIRECTORY.glob("*.py"))

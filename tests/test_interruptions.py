@@ -18,6 +18,7 @@ import pytest
 from fpjax.core import metrics, progress, store
 from fpjax.core.checkpoints import Checkpoints
 from fpjax.core.errors import RequestError, StageError
+from fpjax.core.files import write_bytes
 from fpjax.run import pipeline
 
 from .conftest import RESULTS, ROOT, command, launch
@@ -251,7 +252,7 @@ def test_failing_writes_leave_the_old_file_and_no_other(tmp_path, monkeypatch):
     for write in (
         lambda: store.write_json(path, {"a": 2}),
         lambda: store.write_arrays(path, a=np.zeros(3)),
-        lambda: store.write_bytes(path, b"x"),
+        lambda: write_bytes(path, b"x"),
     ):
         with pytest.raises(OSError, match="No space"):
             write()

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _reserve(directory: Path, size: int) -> None:
     """Raises OSError where `size` bytes do not fit, before Orbax begins: its own failures leave tracebacks."""
-    beside = directory / ".room.tmp"
-    try:
-        with open(beside, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                os.posix_fallocate(file.fileno(), 0, size + size // 8 + 2**20)
-    finally:
-        beside.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size + size // 8 + 2**20)
 
 
 def _file_digests(directory: Path) -> dict[str, str]:

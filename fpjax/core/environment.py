@@ -3,13 +3,13 @@
 import concurrent.futures
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from .errors import RequestError
+from .terminal import say
 
 # Settings of JAX that would change results or stop programs of ours, with what all of these were written for.
 SETTINGS: dict[str, Any] = {
@@ -44,11 +44,11 @@ def _others() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def own_settings(*, say: bool = False) -> Iterator[None]:
+def own_settings(*, tell: bool = False) -> Iterator[None]:
     """JAX with the settings of `SETTINGS`, whatever they are outside; those are back afterwards.
 
     Args:
-      say: name on stderr what is not followed.
+      tell: name on stderr what is not followed.
 
     Raises:
       RequestError: a setting is that of a context, such as `jax.enable_x64()`, which cannot be left from within.
@@ -56,9 +56,9 @@ def own_settings(*, say: bool = False) -> Iterator[None]:
     # A thread of its own has none of this one's contexts.
     with concurrent.futures.ThreadPoolExecutor(1) as fresh:
         before = fresh.submit(_others).result()
-    if before and say:
+    if before and tell:
         listed = ", ".join(f"{name}={value}" for name, value in before.items())
-        print(f"not followed, so that results are those of any other machine: {listed}", file=sys.stderr)
+        say(f"not followed, so that results are those of any other machine: {listed}")
     try:
         for name in before:
             jax.config.update(name, SETTINGS[name])

@@ -4,7 +4,6 @@ Raised on the host, before anything is traced or computed. On the command line a
 and exit status 2, a `StageError` one line and exit status 1.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,3 @@ def one_of(what: str, value: Any, options: Any) -> None:
     """Refuses values that are not among `options`, and lists them."""
     options = sorted(options)
     check(value in options, what, got=repr(value), expected=f"one of {', '.join(options)}", fix="pick one of these")
-
-
-def refuse(message: object) -> int:
-    """Prints why a request cannot be carried out, on one line; exit status 2."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    return 2

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RequestError
+from .files import open_own, parse_json, read_plain
 from .store import to_plain
+
+_MAX_BYTES = 2**28  # of the log that is read back
 
 
 def tensorboard_writer() -> Any:
@@ -40,13 +43,14 @@ class MetricsLog:
         self._path = path
         self._events = tensorboard and tensorboard_writer()(str(tensorboard), flush_secs=5)
         # A killed run may have left half a line.
-        if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
+        with os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
 
     def write(self, stage: str, **values: Any) -> None:
         """Appends one event."""
         line = json.dumps(to_plain({"time": round(time.time(), 3), "stage": stage, **values}), allow_nan=False)
-        with open(self._path, "ab") as file:
+        with os.fdopen(open_own(self._path, os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.write(line.encode() + b"\n")
         if self._events:
             at = next((int(values[name]) for name in ("step", "epoch", "evaluations", "images") if name in values), 0)
@@ -58,9 +62,13 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Events of `metrics.jsonl` in order; lines that are no event are left out."""
     events = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            event = json.loads(line)
+    try:
+        lines = read_plain(path, most=_MAX_BYTES).splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = parse_json(line)
             if isinstance(event, dict) and isinstance(event.get("stage"), str):
                 events.append(event)
     return events

@@ -1,20 +1,10 @@
 """Paths as users give them."""
 
-import unicodedata
 from pathlib import Path
 
 from .errors import RequestError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"  # begins what Git LFS leaves in place of a file
-
-
-def printable(text: str) -> bool:
-    r"""Whether it has no control characters; spaces of any kind are none, and occur in the names of folders.
-
-    >>> printable("Scans\u00a02024/\u3000x"), printable("a\nb")
-    (True, False)
-    """
-    return all(character.isprintable() or unicodedata.category(character) == "Zs" for character in text)
 
 
 def local_path(what: str, text: str) -> Path:

@@ -16,6 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .terminal import say
+
 
 class Stopped(Exception):
     """A signal asked for the end; what can be taken up again has been saved."""
@@ -115,5 +117,5 @@ class Progress:
         elif self.rate > 0:
             line += f", {(self.total - done) / self.rate:.0f} s left"
         line += f", {note}" if note else ""
-        print(line, file=sys.stderr, flush=True)
+        say(line)
         self._next = now + 5.0

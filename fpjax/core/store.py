@@ -1,7 +1,7 @@
-"""Files of a run: JSON and arrays written whole or not at all, metrics lines, checkpoints through Orbax, and the lock.
+"""Files of a run: JSON and arrays, written whole or not at all, and the lock of its directory.
 
-Every writer writes beside the file and renames, so a kill leaves the old file or the new one, never half of one.
-JSON carries the digest of its own content, so that a file that was damaged or edited is not taken for a result.
+JSON carries the digest of its own content, so that a file that was damaged, or changed by mistake, is not taken for a
+result. Whoever edits a file can write the digest anew: against people there is the signed manifest.
 """
 
 import contextlib
@@ -18,28 +18,10 @@ import jax
 import numpy as np
 
 from .errors import RequestError, check
+from .files import is_temporary, open_own, open_plain, read_json_file, replacing, write_bytes
 
 SCHEMA_VERSION = 4
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    """Writes through `write(file)` beside `path`, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    _write_whole(path, lambda file: file.write(content))
+LOCK = ".lock"
 
 
 def to_plain(value: Any) -> Any:
@@ -82,10 +64,9 @@ def read_json(path: Path) -> dict[str, Any]:
         fix="run that stage first, or leave out --stage",
     )
     try:
-        content = json.loads(path.read_text())
+        content = read_json_file(path)
         version = content["schema_version"]
-    # Deeply nested brackets exhaust the parser's stack.
-    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise RequestError(f"{path.name}: got an unreadable file, expected JSON of fpjax; fix: {fix}") from error
     check(
         version == SCHEMA_VERSION,
@@ -107,7 +88,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes an uncompressed `.npz`."""
-    _write_whole(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -117,7 +99,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       RequestError: if the file is missing or damaged.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with open_plain(path) as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     # NumPy, zipfile and zlib raise a dozen unrelated types on damaged files.
     except Exception as error:
@@ -131,17 +113,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def lock(directory: Path) -> Iterator[None]:
     """Holds `directory` against other processes; the system lets go of it when the process dies.
 
+    Nobody but its owner may read it from then on; what killed writers left is removed.
+
     Raises:
-      RequestError: if another process holds it, or it cannot be written to.
+      RequestError: if another process holds it, it cannot be written to, or files in it are links.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / ".lock", "a+")
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_links(directory)
+        opened = open_own(directory / LOCK, os.O_RDWR)
+        with contextlib.suppress(PermissionError):  # of another owner, who lets us write
+            directory.chmod(0o700)
     except OSError as error:
         raise RequestError(
             f"--workdir: got {error.strerror}, expected a directory to write to; fix: choose another --workdir"
         ) from error
-    with file:
+    with open(opened, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -155,7 +142,23 @@ def lock(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
+        for left in filter(is_temporary, directory.rglob(".*.tmp")):
+            left.unlink(missing_ok=True)
         yield
+
+
+def _refuse_links(directory: Path) -> None:
+    """Refuses a directory in which a link leads elsewhere: what is written here stays here."""
+    for place, folders, names in os.walk(directory):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            check(
+                not path.is_symlink(),
+                f"--workdir={directory.name}",
+                got=f"a link among its files, {path.relative_to(directory)}",
+                expected="files of fpjax alone",
+                fix="remove it, or choose another --workdir",
+            )
 
 
 def tree_digest(tree: Any) -> str:

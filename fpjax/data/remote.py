@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from ..core.errors import RequestError, check
 from ..core.paths import local_path
+from ..core.terminal import say
 from .files import check_bytes, explain
 
 # The paper's seven sets at 28x28, with the MD5 of the official files (medmnist 3.0.2).
@@ -154,7 +155,7 @@ def _download(url: str, path: Path, *, md5: str, by_hand: str) -> None:
 
     live, new = sys.stderr.isatty(), not path.parent.exists()
     if not live:
-        print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
+        say(f"downloading {url} to {path}")
     problem = ""
     pooch.get_logger().setLevel("ERROR")
     try:

@@ -14,7 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..core.errors import check, one_of
-from ..core.paths import local_path, printable
+from ..core.paths import local_path
+from ..core.terminal import printable
 from .arrays import read_arrays
 from .files import MAX_SIDE, SPLITS
 from .folder import counted, read_folder

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from ..core.devices import batch_mesh
 from ..core.errors import StageError
 from ..core.metrics import MetricsLog
 from ..core.progress import Progress, stopping
+from ..core.terminal import say
 from ..core.types import Key, Keys
 from .augmix import jensen_shannon
 from .calibration import Sight
@@ -207,7 +207,7 @@ def fit_detector(
                 end = "enough training" if settings.gate else "they stay (classifiers.gate)"
                 then = end if done else "starts again from other weights" if over else "trains on"
                 what = f"{unseen} of {len(sight.seen)} targets not seen after {epoch} epochs, attempt {attempt + 1}"
-                print(f"{task.label}: {what}: {then}", file=sys.stderr)
+                say(f"{task.label}: {what}: {then}")
             if done:
                 return state, sight
             if over:

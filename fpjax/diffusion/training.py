@@ -20,8 +20,8 @@ from ..core.checkpoints import Checkpoints
 from ..core.devices import batch_mesh
 from ..core.errors import StageError, check, in_range, one_of, whole
 from ..core.metrics import MetricsLog
-from ..core.paths import printable
 from ..core.progress import Progress, stopping
+from ..core.terminal import printable
 from ..core.types import Images, Key, Keys, Scalar
 from .preconditioning import PREDICTIONS
 from .score import WEIGHTINGS

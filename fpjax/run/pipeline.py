@@ -24,12 +24,14 @@ from ml_collections import ConfigDict
 from ..audit import verdict
 from ..core.compilation import use_compilation_cache
 from ..core.environment import check_platform, own_settings, recorded
-from ..core.errors import RequestError, StageError, check, one_of, refuse
+from ..core.errors import RequestError, StageError, check, one_of
+from ..core.files import is_temporary
 from ..core.metrics import tensorboard_writer
 from ..core.paths import local_path
 from ..core.processes import connect, gather, num_processes, process_index, together
 from ..core.progress import Stopped, stop_on_signals, stopping
-from ..core.store import lock, read_json, write_json
+from ..core.store import LOCK, lock, read_json, write_json
+from ..core.terminal import refuse, say
 from ..detectors.fitting import detector_mesh
 from ..detectors.results import ClassifiersResult
 from ..diffusion.results import ScoreResult
@@ -67,7 +69,7 @@ def _provenance() -> dict[str, Any]:
 def _refuse_strangers(workdir: Path) -> None:
     """Refuses a directory that is neither new nor that of a run."""
     try:
-        own = workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {".config.json.tmp", ".lock"}
+        own = workdir.is_dir() and all(path.name == LOCK or is_temporary(path) for path in workdir.iterdir())
         new = not (workdir.exists() or workdir.is_symlink())
         begun = (workdir / "config.json").is_file()
     except OSError as error:
@@ -102,7 +104,7 @@ def _claim(job: Job) -> None:
         f"{name} {value}, now {now.get(name)}" for name, value in begun["provenance"].items() if now.get(name) != value
     ]
     if changed:
-        print(f"begun with {'; '.join(changed)}", file=sys.stderr)
+        say(f"begun with {'; '.join(changed)}")
     for section, values in resolved.items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             before = recorded.get(section)
@@ -231,11 +233,11 @@ def _run_stage(job: Job, stage: Stage) -> None:
     """One stage, unless it is done."""
     if stage.result and (state := job.state(stage)) != "to do":
         if state == "done":
-            print(f"{stage.name}: done already", file=sys.stderr)
+            say(f"{stage.name}: done already")
             if stage.shared:
                 gather({"begins": np.asarray(False)})
             return
-        print(f"{stage.name}: made from other files than are here now; again", file=sys.stderr)
+        say(f"{stage.name}: made from other files than are here now; again")
     for kind in stage.needs:
         job.result(kind)
         before = job.stage_of(kind)
@@ -250,7 +252,7 @@ def _run_stage(job: Job, stage: Stage) -> None:
     if stage.shared:
         gather({"begins": np.asarray(True)})
     _perform(job, stage)
-    print(f"{stage.name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    say(f"{stage.name}: {time.monotonic() - started:.0f} s")
     if stopping():
         raise Stopped(f"stopped after {stage.name}")
 
@@ -296,19 +298,19 @@ def main(
         if coordinator or num_processes is not None or process_id is not None:
             connect(coordinator, num_processes, process_id)
         check_platform()
-        with own_settings(say=True), together():
+        with own_settings(tell=True), together():
             return 3 if run_audit(config, **options) else 0
     except RequestError as error:
         return refuse(error)
     except StageError as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        say(f"stopped: {error}")
     except BrokenPipeError:
         # Nobody reads on, as after `| head`; nor shall Python's own last flush complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"stopped: {error.strerror or error}; free disk space or mend the directory", file=sys.stderr)
+        say(f"stopped: {error.strerror or error}; free disk space or mend the directory")
     except Stopped as error:
-        print(f"stopped: {error}; the same command goes on from here", file=sys.stderr)
+        say(f"stopped: {error}; the same command goes on from here")
     except KeyboardInterrupt:
-        print("stopped: interrupted; the same command goes on from what was saved before", file=sys.stderr)
+        say("stopped: interrupted; the same command goes on from what was saved before")
     return 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ..core.terminal import show
 from .config import describe_config
 from .job import Job
 from .stage import Stage
@@ -18,7 +19,7 @@ def show_plan(job: Job, wanted: Sequence[Stage]) -> None:
     x, t = jax.ShapeDtypeStruct((1, *job.image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     lowered = jax.jit(lambda p, x, t: job.model.apply({"params": p}, x, t)).lower(shapes, x, t)
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
-    print(json.dumps(describe_config(job.config), indent=1))
+    show(json.dumps(describe_config(job.config), indent=1))
     print(f"parameters of the score network: {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,}")
     print(f"FLOPs of one evaluation: {flops:,.0f}")
     for stage, text in zip(job.stages, work, strict=True):

@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from ..core.terminal import show
 from .benchmark import measure, predict
 from .job import Job
 from .stage import Finding
@@ -33,7 +34,7 @@ def show_check(job: Job) -> bool:
     """Prints devices, memory, data, what the audit could find, and predicted times; whether a finding is weak."""
     findings = examine(job)
     for finding in findings:
-        print(f"{finding.grade:5} {finding.what:12} {finding.text}")
+        show(f"{finding.grade:5} {finding.what:12} {finding.text}")
     timings, devices = measure(job), jax.local_devices()
     findings.append(_memory(timings))
     print(f"{findings[-1].grade:5} {findings[-1].what:12} {findings[-1].text}")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import sys
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from ...core.compilation import jit_once
 from ...core.errors import StageError, check
 from ...core.images import to_bytes
 from ...core.store import tree_digest, write_arrays
+from ...core.terminal import say
 from ...data.plant import describe_membership
 from ...data.results import DataResult
 from ...detectors import classifier
@@ -100,7 +100,7 @@ def _train(job: Job) -> tuple[Variables, Trained, dict[str, np.ndarray]]:
         weights_sha256=tree_digest(list(detectors.variables.values())),
     )
     if len(dropped):
-        print(f"classifiers: {len(dropped)} targets that they do not see are replaced by spares", file=sys.stderr)
+        say(f"classifiers: {len(dropped)} targets that they do not see are replaced by spares")
     return detectors.variables, trained, examples
 
 

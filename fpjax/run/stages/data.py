@@ -1,10 +1,10 @@
 """Stage data: reads the images, plants the targets, and says what they are; membership is drawn later."""
 
-import sys
 from typing import Any
 
 import numpy as np
 
+from ...core.terminal import say
 from ...data.fingerprint import disc_mask
 from ...data.results import DataResult
 from ...data.source import DataSettings
@@ -20,13 +20,12 @@ def run(job: Job) -> None:
     images = ", ".join(f"{count:,} {split}" for split, count in identity.num_images.items())
     grouped = "; no group of images on both sides" if identity.groups else ""
     for line in (f"{identity.name}, {images}{grouped}", *_found(job, identity)):
-        print(f"data: {line}", file=sys.stderr)
+        say(f"data: {line}")
     if job.config.data.stamp:
-        print(
+        say(
             f"data: {len(candidates.record)} targets drawn from {', '.join(identity.alike)}; "
             f"{candidates.passed_over} images passed over, on which no disc has a contrast of "
-            f"{job.config.data.min_contrast} grey levels",
-            file=sys.stderr,
+            f"{job.config.data.min_contrast} grey levels"
         )
     job.finish(result)
 

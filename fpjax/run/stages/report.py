@@ -9,8 +9,10 @@ import numpy as np
 from ... import audit, report
 from ...audit.results import AuditResult, StageResults
 from ...audit.verdict import AuditSettings
+from ...core.files import write_bytes
 from ...core.metrics import read_metrics
-from ...core.store import read_arrays, read_json, write_bytes, write_json
+from ...core.store import read_arrays, read_json, write_json
+from ...core.terminal import show
 from ...data.results import DataResult
 from ...detectors import classifier
 from ...detectors.results import ClassifiersResult
@@ -138,21 +140,21 @@ def _images(job: Job, result: AuditResult) -> report.ReportImages:
 
 def run(job: Job) -> None:
     """Prints the answer, and writes the page, its figures and report.json."""
-    result, workdir, show = _audit(job), job.workdir, job.config.report.show_members
+    result, workdir, shown = _audit(job), job.workdir, job.config.report.show_members
     # Before the pictures: whatever may befall those, the answer is there.
     write_json(workdir / "report.json", report.to_json(result))
     training = _training(job)
-    figures = report.draw_figures(result, _images(job, result), training, show_members=show)
+    figures = report.draw_figures(result, _images(job, result), training, show_members=shown)
     for name, png in figures.items():
         write_bytes(workdir / "figures" / f"{name}.png", png)
     # Pictures of members that an earlier report showed do not stay behind.
     for left in set(workdir.glob("figures/*.png")) - {workdir / "figures" / f"{name}.png" for name in figures}:
         left.unlink()
     sections = page_sections(job.stages)
-    page = report.to_html(result, figures, training, show_members=show, sections=sections)
+    page = report.to_html(result, figures, training, show_members=shown, sections=sections)
     write_bytes(workdir / "report.html", page.encode())
-    print(report.to_text(result))
-    print(f"\n{workdir / 'report.html'}\n{workdir / 'report.json'}")
+    show(report.to_text(result))
+    show(f"\n{workdir / 'report.html'}\n{workdir / 'report.json'}")
 
 
 def cost(job: Any) -> Cost:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from ...core.compilation import jit_once
 from ...core.errors import StageError
 from ...core.paths import local_path
 from ...core.store import tree_digest, write_arrays
+from ...core.terminal import say
 from ...data.results import DataResult
 from ...detectors.results import ClassifiersResult
 from ...diffusion.pretrained.imported import Imported
@@ -30,9 +30,9 @@ def _take_in(job: Job, imported: Imported) -> None:
     """Takes a model's weights into the run's own checkpoints, so that later stages need its directory no more."""
     params = read_params(local_path("score.path", job.config.score.path), imported.architecture)
     for line in imported.not_followed(job.config.sampler, job.sampler):
-        print(f"score: not followed: {line}", file=sys.stderr)
+        say(f"score: not followed: {line}")
     if not imported.scheduler:
-        print(f"score: scheduler: {imported.told(job.config.sde.name)}", file=sys.stderr)
+        say(f"score: scheduler: {imported.told(job.config.sde.name)}")
     checkpoints = job.checkpoints("score")
     checkpoints.save(0, params)
     checkpoints.close()
@@ -56,7 +56,7 @@ def run(job: Job) -> None:
             samples = job.draw_grid(ema_params, key=key_samples)
         except StageError as error:
             # Pictures on the way are no reason to stop training.
-            print(f"score: no samples at step {step}: {error}", file=sys.stderr)
+            say(f"score: no samples at step {step}: {error}")
             return
         write_arrays(job.workdir / "samples" / f"score_{step}.npz", samples=samples)
 
