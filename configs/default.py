@@ -199,7 +199,8 @@ def get_config() -> ConfigDict:
                 "canary_delta": 1e-5,  # of (epsilon, delta)
             },
             "report": {
-                "show_members": True,  # False: no image of the training set in report.html
+                "show_members": True,  # False: no picture in report.html; numbers of single images stay in it
+                "public": True,  # write public/, aggregates alone: what may leave the hospital
                 "tensorboard": False,  # event files beside metrics.jsonl; needs the extra tensorboard
             },
         }

@@ -9,6 +9,8 @@
 %s --config=... --stage=check              what it could find, on this machine, and how long it takes
 %s --config=... --stage=benchmark          how fast its networks run here
 %s --config=... --fail_on=leak             for release pipelines: exit status 3 if a leak is found
+%s --config=... --sign=KEY                 with a signature of all its files (docs/signing.md)
+%s --verify=DIR --key=PUB                  whether a signed run is as it was
 %s --config=... --coordinator=HOST:PORT --num_processes=N --process_id=I    on several machines
 
 Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wrong, 3 by --fail_on.
@@ -26,7 +28,7 @@ from ml_collections import config_flags
 from .configs import DIRECTORY
 from .core.errors import RequestError, check
 from .core.paths import local_path
-from .core.terminal import refuse
+from .core.terminal import refuse, show
 
 CONFIG_SECONDS = 20  # a config that takes longer never ends
 SHIPPED = sorted(path.stem for path in DIRECTORY.glob("*.py"))
@@ -38,6 +40,9 @@ _FAIL_ON = flags.DEFINE_string("fail_on", "", "Exit with 3 on this verdict: leak
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the chains.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_SIGN = flags.DEFINE_string("sign", "", "Private key (PEM, Ed25519) to sign the manifest of all files with.")
+_VERIFY = flags.DEFINE_string("verify", "", "Directory of a signed run: check that nothing was changed, and stop.")
+_KEY = flags.DEFINE_string("key", "", "Public key (PEM) that --verify checks by.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show what would be done and stop.")
 
 
@@ -166,16 +171,35 @@ def main(_: list[str]) -> int:
     except KeyboardInterrupt:
         return 1
 
+    if _VERIFY.value or _KEY.value:
+        return _verify()
     return pipeline.main(
         flags.FLAGS.config,
         workdir=_WORKDIR.value,
         stages=_STAGE.value,
         dry_run=_DRY_RUN.value,
         fail_on=_FAIL_ON.value,
+        sign=_SIGN.value,
         coordinator=_COORDINATOR.value,
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
     )
+
+
+def _verify() -> int:
+    """Checks a signed run; exit status."""
+    from .run.manifest import verify
+
+    others = [f"--{flag.name}" for flag in (_WORKDIR, _STAGE, _FAIL_ON, _COORDINATOR, _SIGN, _DRY_RUN) if flag.value]
+    try:
+        check(
+            not others, "--verify", got=f"{', '.join(others)} beside it", expected="--key alone", fix="leave them out"
+        )
+        check(bool(_VERIFY.value), "--key", got="no --verify", expected="--verify=DIR --key=PUB", fix="add it")
+        show(verify(_VERIFY.value, _KEY.value))
+    except RequestError as error:
+        return refuse(error)
+    return 0
 
 
 def run() -> None:

@@ -228,9 +228,9 @@ def test_html_answers_in_words(result, word, kinds, answer):
 def test_a_section_more_is_one_object(tmp_path, monkeypatch):
     """A template and a `Section`: it stands in the contents and on the page, and its texts are escaped."""
     (tmp_path / "mine.html").write_text("<p>{{ result.name }} and {{ word }}</p>")
-    made = html_module._environment()
+    made = html_module.environment()
     made.loader = jinja2.ChoiceLoader([made.loader, jinja2.FileSystemLoader(tmp_path)])
-    monkeypatch.setattr(html_module, "_environment", lambda: made)
+    monkeypatch.setattr(html_module, "environment", lambda: made)
     mine = Section("My own", "mine.html", lambda page: {"word": "<script>"})
     page = report.to_html(LEAK, {}, UNTRAINED, show_members=False, sections=(*SECTIONS, mine))
     assert '<li><a href="#my-own">My own</a></li>' in page

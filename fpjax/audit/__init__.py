@@ -1,3 +1,5 @@
+from .public import PublicResult as PublicResult
+from .public import make_public as make_public
 from .results import AtThreshold as AtThreshold
 from .results import AuditResult as AuditResult
 from .results import Bound as Bound

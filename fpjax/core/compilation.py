@@ -46,7 +46,8 @@ def use_compilation_cache() -> Path | None:
         # Relative ones are to be ignored, says the XDG base directory specification.
         told = Path(os.environ.get("XDG_CACHE_HOME", ""))
         directory = (told if told.is_absolute() else Path.home() / ".cache") / "fpjax" / _machine()
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.parent.chmod(0o700)
         with tempfile.TemporaryFile(dir=directory):
             pass
     # Without a home directory, RuntimeError.

@@ -6,6 +6,7 @@ under a fresh name, and renames: a kill leaves the old file or the new one. Noth
 
 import contextlib
 import errno
+import io
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ _MAX_NESTED = 10**6  # arrays and objects in one JSON text: each takes many time
 _MAX_DIGITS = 20  # of a whole number in JSON; 2^64 has as many
 
 
-def open_plain(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_plain(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a plain file to read it.
 
     Raises:

@@ -58,6 +58,11 @@ class MetricsLog:
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{stage}/{name}", value, at)
 
+    def close(self) -> None:
+        """Ends TensorBoard's file, which would be written to later otherwise."""
+        if self._events:
+            self._events.close()
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Events of `metrics.jsonl` in order; lines that are no event are left out."""

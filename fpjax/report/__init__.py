@@ -7,6 +7,7 @@ from .images import Returns as Returns
 from .images import Training as Training
 from .numbers import MISSING as MISSING
 from .numbers import MOST_SHOWN as MOST_SHOWN
+from .public import to_public_html as to_public_html
 from .rows import MODEL_BASED as MODEL_BASED
 from .rows import Row as Row
 from .text import WIDTH as WIDTH

@@ -51,7 +51,8 @@ def _cell(text: str) -> Markup:
     return Markup(str(escape(text)).replace("+-", "±").replace("&gt;= ", "≥ "))
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates, with every text escaped."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("fpjax.report"),
         autoescape=True,
@@ -86,13 +87,13 @@ def to_html(
       show_members: False leaves out every picture, whatever `figures` holds.
       sections: of the page, in order, beneath the verdict.
     """
-    environment, page = _environment(), Page(result, figures, training, show_members)
+    templates, page = environment(), Page(result, figures, training, show_members)
 
     def render(section: Section) -> Markup:
         context = page._asdict() | section.context(page)
-        return Markup(environment.get_template(section.template).render(context))
+        return Markup(templates.get_template(section.template).render(context))
 
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         name=result.name,
         css=Markup(resources.files("fpjax.report").joinpath("report.css").read_text()),
         verdict=render(VERDICT),

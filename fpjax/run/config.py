@@ -32,12 +32,15 @@ class ReportSettings:
     """What `report.html` shows.
 
     Attributes:
-      show_members: show training images, targets and reproductions; False for a report that leaves the hospital.
+      show_members: show training images, targets and reproductions; False: no pictures. Numbers of single images,
+        which confirm them to whoever has the model, stay in it: what may leave the hospital is in public/.
+      public: write public/, aggregates alone; False removes it.
       tensorboard: write every number of metrics.jsonl as TensorBoard events too (extra `tensorboard`); their file
         names carry the machine's name.
     """
 
     show_members: bool = True
+    public: bool = True
     tensorboard: bool = False
 
 

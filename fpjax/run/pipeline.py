@@ -28,10 +28,11 @@ from ..core.errors import RequestError, StageError, check, one_of
 from ..core.files import is_temporary
 from ..core.metrics import tensorboard_writer
 from ..core.paths import local_path
+from ..core.private import private_process
 from ..core.processes import connect, gather, num_processes, process_index, together
 from ..core.progress import Stopped, stop_on_signals, stopping
 from ..core.store import LOCK, lock, read_json, write_json
-from ..core.terminal import refuse, say
+from ..core.terminal import refuse, say, show
 from ..detectors.fitting import detector_mesh
 from ..detectors.results import ClassifiersResult
 from ..diffusion.results import ScoreResult
@@ -41,6 +42,7 @@ from ..studies.search import search_work
 from .benchmark import show_benchmark
 from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
 from .job import Job
+from .manifest import MANIFEST, read_signing_key, remove_manifest, sign_manifest, write_manifest
 from .plan import show_plan
 from .preflight import show_check
 from .stage import Stage
@@ -129,6 +131,7 @@ def run_audit(
     stages: list[str] | None = None,
     dry_run: bool = False,
     fail_on: str = "",
+    sign: str = "",
 ) -> bool:
     """Runs the stages that are asked for and not done yet, in their order; the report is always written anew.
 
@@ -138,6 +141,7 @@ def run_audit(
       stages: names of `STAGES`, or one of `ALONE`; empty: all of `STAGES`.
       dry_run: print what would be done, and stop.
       fail_on: a key of `FAIL_ON`.
+      sign: path of the private key that signs the manifest; empty: it is not signed.
 
     Returns:
       Whether `fail_on` names the verdict, or what the check says that it must be.
@@ -165,6 +169,14 @@ def run_audit(
         expected="report among them, where the verdict is",
         fix="add report to --stage",
     )
+    check(
+        not sign or (not dry_run and (not stages or "report" in stages)),
+        "--sign",
+        got="--dry_run" if dry_run else f"stages {','.join(stages or [])}",
+        expected="a run with the report among its stages, after which the files are signed",
+        fix="add report to --stage, or leave it out",
+    )
+    key = read_signing_key(sign) if sign else None
     check(
         num_processes() == 1 or not (dry_run or set(stages or []) & set(ALONE)),
         "--coordinator",
@@ -199,8 +211,15 @@ def run_audit(
         if stages == ["benchmark"]:
             show_benchmark(job)
             return False
+        if remove_manifest(job.workdir) and not key:
+            say("manifest.sig removed, for the files will be others; --sign=KEY signs them again")
         for stage in wanted:
             _run_stage(job, stage)
+        job.log.close()
+        if any(stage.result is None for stage in wanted):
+            show(f"{job.workdir / MANIFEST}, SHA-256 {write_manifest(job.workdir)}")
+            if key:
+                show(f"signed by {sign_manifest(job.workdir, key)}")
         named = bool(fail_on) and read_json(job.workdir / "report.json")["verdict"]["verdict"] in FAIL_ON[fail_on]
         gather({"named": np.asarray(named)})
         return named
@@ -298,7 +317,7 @@ def main(
         if coordinator or num_processes is not None or process_id is not None:
             connect(coordinator, num_processes, process_id)
         check_platform()
-        with own_settings(tell=True), together():
+        with private_process(), own_settings(tell=True), together():
             return 3 if run_audit(config, **options) else 0
     except RequestError as error:
         return refuse(error)

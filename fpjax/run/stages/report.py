@@ -1,7 +1,9 @@
 """Stage report: every statistic, the verdict, the page and its figures; always made anew."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,8 +155,26 @@ def run(job: Job) -> None:
     sections = page_sections(job.stages)
     page = report.to_html(result, figures, training, show_members=shown, sections=sections)
     write_bytes(workdir / "report.html", page.encode())
+    public = _write_public(job, result)
     show(report.to_text(result))
     show(f"\n{workdir / 'report.html'}\n{workdir / 'report.json'}")
+    if public:
+        show(f"{public}/ may leave the hospital, the rest may not")
+
+
+def _write_public(job: Job, result: AuditResult) -> Path | None:
+    """Writes the folder that may leave, which holds nothing else, or removes it; its path."""
+    public = job.workdir / "public"
+    for left in public.glob("*"):
+        left.unlink()
+    if not job.config.report.public:
+        if public.is_dir():
+            public.rmdir()
+        return None
+    aggregates = audit.make_public(result)
+    write_json(public / "report.json", dataclasses.asdict(aggregates))
+    write_bytes(public / "report.html", report.to_public_html(aggregates).encode())
+    return public
 
 
 def cost(job: Any) -> Cost:
