@@ -394,7 +394,7 @@ CASES = {
 def with_figures(name):
     """A case with its figures."""
     result, images, training = CASES[name]
-    return result, report.draw_figures(result, images, training, show_members=True), training
+    return result, report.draw_figures(result, images, training), training
 
 
 class Page(html.parser.HTMLParser):

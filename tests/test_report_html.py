@@ -85,23 +85,23 @@ def test_html_lists_how_near_samples_are():
 
 def test_html_shows_the_training():
     result, images, training = CASES["leak"]
-    figures = report.draw_figures(result, images, training, show_members=True)
+    figures = report.draw_figures(result, images, training)
     text = report.to_html(result, figures, training, show_members=True)
     assert "in the median 1,200 images/s, 0.012 TFLOP/s on the machine" in text
     assert '<th scope="row">0.0 to 0.1</th><td>0.9</td>' in text
     assert f'<th scope="row">0.1 to 0.2</th><td>{report.MISSING}</td>' in text
     assert "after 20 training steps" in text
     # Another machine's rates change words alone; what the loss was changes the curve.
-    slower = report.draw_figures(result, images, training._replace(images_per_s=1.0), show_members=True)
+    slower = report.draw_figures(result, images, training._replace(images_per_s=1.0))
     assert slower == figures
-    higher = report.draw_figures(result, images, training._replace(grad_norm=[2.0, 1.0, 0.5]), show_members=True)
+    higher = report.draw_figures(result, images, training._replace(grad_norm=[2.0, 1.0, 0.5]))
     assert [name for name in figures if higher[name] != figures[name]] == ["training"]
     assert "No loss was logged" in report.to_html(result, {}, UNTRAINED, show_members=True)
 
 
 def test_html_shows_what_the_detectors_err():
     result, images, training = CASES["leak"]
-    figures = report.draw_figures(result, images, training, show_members=True)
+    figures = report.draw_figures(result, images, training)
     text = report.to_html(result, figures, training, show_members=True)
     row = '<th scope="row">joint, plain</th><td>0.990 (0.970 to 1.000)</td><td>0.984 (95 % interval'
     assert row in text
@@ -120,9 +120,9 @@ def test_html_shows_what_the_detectors_err():
         ({"thresholds": [at(0.1, 31), *LEAK.thresholds[1:]]}, "thresholds"),
         ({"thresholds": [at(0.1, 30, most=7), *LEAK.thresholds[1:]]}, "thresholds"),
     ):
-        other = report.draw_figures(dataclasses.replace(result, **changed), images, training, show_members=True)
+        other = report.draw_figures(dataclasses.replace(result, **changed), images, training)
         assert [key for key in figures if other[key] != figures[key]] == [name]
-    silent = report.draw_figures(result, images._replace(errors={}, examples={}), training, show_members=True)
+    silent = report.draw_figures(result, images._replace(errors={}, examples={}), training)
     assert "<h3>Errors of the detectors</h3>\n<p>None.</p>" in report.to_html(
         result, silent, training, show_members=True
     )
@@ -154,7 +154,7 @@ def test_html_says_the_same_as_the_text(case):
 @pytest.mark.parametrize("name", CASES)
 def test_labels_can_be_reworded_and_nothing_is_lost(name, monkeypatch):
     result, images, training = CASES[name]
-    figures, row = report.draw_figures(result, images, training, show_members=True), report.Row
+    figures, row = report.draw_figures(result, images, training), report.Row
     before = report.to_html(result, figures, training, show_members=True)
     text = report.to_text(result)
 

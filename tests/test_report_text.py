@@ -26,7 +26,6 @@ from .reported import (
     UNDECIDED,
     UNTRAINED,
     control,
-    pictures,
     rate,
 )
 
@@ -176,7 +175,7 @@ def test_many_members_have_a_line_each_in_text_and_page():
     assert "p = 0.62 | ..." in " ".join(text.split())
     assert page.count('<tr><th scope="row">7</th>') == 4
     assert "Member 7" not in page
-    assert set(report.draw_figures(many, pictures(17, 9), UNTRAINED, show_members=False)) == {
+    assert set(report.draw_figures(many, None, UNTRAINED)) == {
         "search", "ranking", "counts", "roc",
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import jax
 import numpy as np
 
 from .errors import RequestError, StageError, check
+from .files import open_plain, sync_directory, sync_tree
 from .processes import num_processes, process_index
 from .store import read_json, write_json
+from .terminal import say
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -35,10 +38,39 @@ def _file_digests(directory: Path) -> dict[str, str]:
     """SHA-256 of every file below a directory, by its path in it."""
     digests = {}
     for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
+        if path.is_symlink() or not path.is_dir():
+            with open_plain(path) as file:
                 digests[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+def _seal_path(directory: Path, step: int) -> Path:
+    """Beside the checkpoints: the digest of each file of one, written once those are on the disk."""
+    return directory.parent / f"{directory.name}-{step}.json"
+
+
+def damage(directory: Path, step: int) -> tuple[str, str]:
+    """Which file of a checkpoint is not as it was written, and what is wrong; two empty texts if all are.
+
+    One without its seal counts as damaged: power may have failed before its files were on the disk.
+    """
+    seal = _seal_path(directory, step)
+    if not seal.is_file():
+        return "", "one that was not written to its end"
+    try:
+        written, found = read_json(seal), _file_digests(directory / str(step))
+    except (RequestError, OSError):
+        return "", "unreadable files"
+    for name, digest in found.items():
+        if digest != written.get(name):
+            return name, "a file that is not what was written"
+    missing = sorted(written.keys() - found.keys() - {"schema_version", "digest"})
+    return "", f"no file {', '.join(missing[:3])}" if missing else ""
+
+
+def newest_step(directory: Path) -> int | None:
+    """Of the checkpoints in a directory, damaged or not; None if there are none."""
+    return max((int(path.name) for path in directory.glob("*") if path.name.isdigit()), default=None)
 
 
 class Checkpoints:
@@ -71,8 +103,9 @@ class Checkpoints:
             create=False,
         )
         directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._unsealed = directory.resolve(), set[int]()
         self._manager = ocp.CheckpointManager(
-            directory.resolve(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+            self._directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
 
     @property
@@ -90,8 +123,9 @@ class Checkpoints:
             return
         self.wait()
         with self._writing(f"checkpoint at step {step}"):
-            _reserve(Path(self._manager.directory), sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-            self._manifest(step).unlink(missing_ok=True)  # of one that was deleted by hand
+            _reserve(self._directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            _seal_path(self._directory, step).unlink(missing_ok=True)  # of one that was deleted by hand
+            self._unsealed.add(step)
             # Of several processes Orbax would have the arrays of all.
             state = jax.tree.map(np.asarray, state) if num_processes() > 1 else state
             self._manager.save(step, args=self._ocp.args.StandardSave(state), force=True)
@@ -116,45 +150,32 @@ class Checkpoints:
                 f"{self.latest_step}; free disk space and run the same command again"
             ) from error
 
-    def _manifest(self, step: int) -> Path:
-        """Beside the checkpoints: the digest of each file of one."""
-        directory = Path(self._manager.directory)
-        return directory.parent / f"{directory.name}-{step}.json"
-
     def _seal(self) -> None:
-        """Writes the manifests of new checkpoints, and removes those of checkpoints that are gone."""
+        """Seals the checkpoints that were saved here, and removes the seals of those that are gone."""
         steps = self._manager.all_steps()
-        for step in steps:
-            if not self._manifest(step).is_file():
-                # Orbax writes the directory's path into these, and asks only whether they are there.
-                for mark in (Path(self._manager.directory) / str(step)).rglob("commit_success.txt"):
-                    mark.write_bytes(b"")
-                write_json(self._manifest(step), _file_digests(Path(self._manager.directory) / str(step)))
-        for left in self._manifest(0).parent.glob(f"{Path(self._manager.directory).name}-*.json"):
-            if left not in map(self._manifest, steps):
+        for step in self._unsealed.intersection(steps):
+            written = self._directory / str(step)
+            # Orbax writes the directory's path into these, and asks only whether they are there.
+            for mark in written.rglob("commit_success.txt"):
+                mark.write_bytes(b"")
+            sync_tree(written)
+            sync_directory(self._directory)
+            write_json(_seal_path(self._directory, step), _file_digests(written))
+        self._unsealed.clear()
+        kept = [_seal_path(self._directory, step) for step in steps]
+        for left in self._directory.parent.glob(f"{self._directory.name}-*.json"):
+            if left not in kept:
                 left.unlink()
 
-    def _check_files(self, step: int, fix: str) -> None:
-        """Refuses files that are not as they were written: on those Orbax fails in ways of its own."""
-        if not self._manifest(step).is_file():
-            return  # killed between the two
-        found, written = _file_digests(Path(self._manager.directory) / str(step)), read_json(self._manifest(step))
-        for name, digest in found.items():
-            check(
-                digest == written.get(name),
-                f"checkpoint at step {step}, {name}",
-                got="a file that is not what was written",
-                expected="the file as fpjax wrote it",
-                fix=fix,
-            )
-        missing = sorted(written.keys() - found.keys() - {"schema_version", "digest"})
-        check(
-            not missing,
-            f"checkpoint at step {step}",
-            got=f"no file {', '.join(missing[:3])}",
-            expected="all that was written",
-            fix=fix,
-        )
+    def drop_damaged(self) -> None:
+        """Removes the newest checkpoints that are not as they were written, down to one that is, and says so."""
+        while (step := newest_step(self._directory)) is not None and any(found := damage(self._directory, step)):
+            shutil.rmtree(self._directory / str(step))
+            _seal_path(self._directory, step).unlink(missing_ok=True)
+            self._manager.reload()
+            before = newest_step(self._directory)
+            goes_on = "from the beginning" if before is None else f"from step {before}"
+            say(f"checkpoint at step {step}: got {' '.join(filter(None, found))}; trains on {goes_on}")
 
     def restore(self, template: Any, *, step: int | None = None) -> Any:
         """Restores the newest (or a given) step into the structure, shapes and placement of `template`.
@@ -166,10 +187,12 @@ class Checkpoints:
         if step is None:
             raise RequestError("checkpoint: got none, expected a trained model; fix: run the stage that trains it")
         fix = (
-            f"delete checkpoints/{self._manager.directory.name}/{step} and its stage's .json if there is one: the same "
+            f"delete checkpoints/{self._directory.name}/{step} and its stage's .json if there is one: the same "
             "command trains on from an earlier one; or use the config it was trained with"
         )
-        self._check_files(step, fix)
+        name, problem = damage(self._directory, step)
+        what = f"checkpoint at step {step}{name and ', '}{name}"
+        check(not problem, what, got=problem, expected="the files as fpjax wrote them", fix=fix)
         try:
             # Orbax would find another architecture too, but only after it has begun to read.
             stored, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(template)

@@ -195,6 +195,7 @@ def fit_detector(
 
     last = settings.max_rounds * settings.epochs  # epochs of an attempt
     state = begin(0)
+    checkpoints.drop_damaged()
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
     while True:

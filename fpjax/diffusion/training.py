@@ -247,6 +247,7 @@ def fit(
     mesh = training_mesh(settings, devices=devices)
     everywhere = NamedSharding(mesh, P())
     state, on_device, key = jax.device_put((init_state(params, settings), jnp.asarray(data), key), everywhere)
+    checkpoints.drop_damaged()
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
     step = make_train_step(loss_fn, settings, mesh=mesh)

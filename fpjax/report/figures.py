@@ -391,21 +391,18 @@ def _draw_all_returns(images: ReportImages) -> dict[str, bytes]:
     return {f"returns_{row}": _draw_returns(returns, row, _colour(row)) for row in rows if returns}
 
 
-def draw_figures(
-    result: AuditResult, images: ReportImages, training: Training, *, show_members: bool
-) -> dict[str, bytes]:
+def draw_figures(result: AuditResult, images: ReportImages | None, training: Training) -> dict[str, bytes]:
     """Draws all figures of the report; equal arguments give equal bytes, whatever the rates of training.
 
     Args:
       result: the audit.
-      images: pictures to show.
-      training: of the score network.
-      show_members: False leaves out every picture: what was detected, and what a memorising model draws, are
+      images: pictures to show; None leaves out every one: what was detected, and what a memorising model draws, are
         members' images too.
+      training: of the score network.
 
     Returns:
       PNG files by name: "search", "ranking", "counts", "likelihood", "snapshots", "bound", "roc", "thresholds", "classifiers" and
-      "training" where there is something to draw, and with `show_members` "targets", "returns_ROW", "hits",
+      "training" where there is something to draw, and with `images` "targets", "returns_ROW", "hits",
       "near_misses", "samples", "train", "on_the_way", "error_KIND" for kinds of `ERRORS` and "examples_NAME" for the
       classifiers' examples, where there are such images.
     """
@@ -434,9 +431,9 @@ def draw_figures(
             figures["classifiers"] = _draw_classifiers(training)
         if training.step:
             figures["training"] = _draw_training(training)
-        if show_members:
+        if images:
             figures |= _draw_all_returns(images)
-    if show_members:
+    if images:
         figures |= _draw_pictures(result, images)
         if training.samples is not None and len(training.samples):
             figures["on_the_way"] = _mosaic(training.samples[:MAX_TILES], colours=[None] * MAX_TILES)

@@ -250,7 +250,10 @@ def _help(job: Job, stage: Stage) -> None:
 
 def _run_stage(job: Job, stage: Stage) -> None:
     """One stage, unless it is done."""
-    if stage.result and (state := job.state(stage)) != "to do":
+    state = job.state(stage)
+    if state == "done" and not job.has_weights(stage):
+        say(f"{stage.name}: its checkpoints are missing or damaged; again, from those that are left")
+    elif state != "to do":
         if state == "done":
             say(f"{stage.name}: done already")
             if stage.shared:

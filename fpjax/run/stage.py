@@ -37,6 +37,10 @@ def _nothing(job: Any) -> list[Finding]:
     return []
 
 
+def _none(job: Any) -> tuple[str, ...]:
+    return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of the audit. `--dry_run`, `--stage=check`, `--stage=benchmark` and the pipeline iterate over them.
@@ -55,6 +59,7 @@ class Stage:
       section: of the page of the report; None: it has none of its own.
       shared: whether several processes share its chains; the first process alone does the others.
       files: beside NAME.json, without which it is not done.
+      weights: names of the checkpoints that it ends with, without which it is not done either.
     """
 
     name: str
@@ -69,3 +74,4 @@ class Stage:
     section: Section | None = None
     shared: bool = False
     files: tuple[str, ...] = ()
+    weights: Callable[[Any], tuple[str, ...]] = _none

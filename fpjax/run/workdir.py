@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from ..core.checkpoints import Checkpoints
+from ..core.checkpoints import Checkpoints, damage, newest_step
 from ..core.metrics import MetricsLog
 from ..core.records import load, save
 from ..core.store import read_json
@@ -73,12 +73,25 @@ class Workdir:
         """Root of the draws of the stage of this result."""
         return jax.random.fold_in(jax.random.key(self.config.seed), self.stage_of(kind).stream)
 
+    def checkpoint_directory(self, name: str) -> Path:
+        """Where those of one network are; those trained on other data have another name."""
+        kind = ScoreResult if name == "score" else ClassifiersResult
+        return self.workdir / "checkpoints" / f"{name}-{self.made_from(self.stage_of(kind))}"
+
     def checkpoints(self, name: str) -> Checkpoints:
-        """Checkpoints of one network; those trained on other data have another name."""
-        score, kind = self.config.score, ScoreResult if name == "score" else ClassifiersResult
+        """Checkpoints of one network."""
+        score = self.config.score
         keep = {"keep_last": score.keep_last, "keep_every": score.keep_every} if name == "score" else {}
-        made_from = self.made_from(self.stage_of(kind))
-        return Checkpoints(self.workdir / "checkpoints" / f"{name}-{made_from}", **keep)
+        return Checkpoints(self.checkpoint_directory(name), **keep)
+
+    def has_weights(self, stage: Stage) -> bool:
+        """Whether the newest checkpoints of what a stage trains are as they were written."""
+        for name in stage.weights(self):
+            directory = self.checkpoint_directory(name)
+            step = newest_step(directory)
+            if step is None or any(damage(directory, step)):
+                return False
+        return True
 
     def finish(self, result: Any) -> None:
         """Writes a stage's result, then drops what it kept of its way there."""

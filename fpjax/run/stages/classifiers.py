@@ -212,4 +212,5 @@ CLASSIFIERS = Stage(
     section=models.DETECTORS,
     programs={"classifier training": time_training, "detection": time_detection},
     files=("samples/classifiers.npz",),
+    weights=lambda job: job.classifier_names,
 )

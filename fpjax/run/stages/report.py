@@ -11,10 +11,11 @@ import numpy as np
 from ... import audit, report
 from ...audit.results import AuditResult, StageResults
 from ...audit.verdict import AuditSettings
+from ...core.errors import RequestError
 from ...core.files import write_bytes
 from ...core.metrics import read_metrics
 from ...core.store import read_arrays, read_json, write_json
-from ...core.terminal import show
+from ...core.terminal import say, show
 from ...data.results import DataResult
 from ...detectors import classifier
 from ...detectors.results import ClassifiersResult
@@ -104,11 +105,21 @@ def _training(job: Job) -> report.Training:
     )
 
 
+def _pictures(job: Job, stage: str) -> dict[str, np.ndarray]:
+    """Those that a stage kept; RequestError if they are damaged."""
+    path = job.workdir / "samples" / f"{stage}.npz"
+    try:
+        return read_arrays(path)
+    except RequestError:
+        raise RequestError(
+            f"samples/{path.name}: got a missing or damaged file, expected the pictures of the stage {stage}; fix: "
+            f"delete it, and all stages make it again"
+        ) from None
+
+
 def _images(job: Job, result: AuditResult) -> report.ReportImages:
     """Pictures that the stages kept."""
-    kept, judged, shown = (
-        read_arrays(job.workdir / "samples" / f"{stage}.npz") for stage in ("count", "classifiers", "search")
-    )
+    kept, judged, shown = (_pictures(job, stage) for stage in ("count", "classifiers", "search"))
     errors: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"fingerprint_false": (judged["fingerprint_false"], None)}
     errors |= {kind: (judged[kind], judged[f"{kind}_head"]) for kind in ("identity_false", "missed")}
     # Without a classifier of marks, that "sees" one everywhere.
@@ -145,8 +156,14 @@ def run(job: Job) -> None:
     result, workdir, shown = _audit(job), job.workdir, job.config.report.show_members
     # Before the pictures: whatever may befall those, the answer is there.
     write_json(workdir / "report.json", report.to_json(result))
-    training = _training(job)
-    figures = report.draw_figures(result, _images(job, result), training, show_members=shown)
+    training, images = _training(job), None
+    if shown:
+        try:
+            images = _images(job, result)
+        except RequestError as error:
+            say(f"report without pictures: {error}")
+    shown = images is not None
+    figures = report.draw_figures(result, images, training)
     for name, png in figures.items():
         write_bytes(workdir / "figures" / f"{name}.png", png)
     # Pictures of members that an earlier report showed do not stay behind.

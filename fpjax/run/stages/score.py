@@ -116,5 +116,6 @@ SCORE = Stage(
     run=run,
     cost=cost,
     section=models.TRAINING,
+    weights=lambda job: ("score",),
     programs={"evaluation": time_evaluation, "training": time_training},
 )
