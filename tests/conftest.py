@@ -4,6 +4,8 @@ import os
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 # The user's cache of compiled programs is not the tests' to fill.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# What should not happen shows where it came from.
+os.environ["FPJAX_TRACEBACK"] = "1"
 
 import fcntl
 import json

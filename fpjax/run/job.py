@@ -16,7 +16,8 @@ from ..core.errors import RequestError, check
 from ..core.images import dequantize, to_bytes, to_model
 from ..core.paths import local_path
 from ..core.processes import num_processes
-from ..core.store import read_json, tree_digest
+from ..core.records import load
+from ..core.store import tree_digest
 from ..core.types import Key, Keys, ScoreFn
 from ..data.plant import Candidates, Planted, assign, describe, held_out_rows, plant
 from ..data.results import DataResult
@@ -43,7 +44,7 @@ from ..models.unet import UNet
 from .config import Config, describe_config
 from .refusals import check_fit, check_weights
 from .stage import Stage
-from .workdir import Workdir
+from .workdir import Begun, Workdir
 
 NUM_GRID = 16  # samples in a grid
 
@@ -346,15 +347,15 @@ class Job(Workdir):
     def other(self) -> "Job":
         """The run whose classifiers are used."""
         path = self._others_path
-        made = read_json(path / "config.json")["config"]["classifiers"]
-        settings = dataclasses.replace(self.config.classifiers, path="", detector=made["detector"])
+        made = load(Begun, path / "config.json").section("classifiers")
+        settings = dataclasses.replace(self.config.classifiers, path="", detector=made.get("detector", ""))
         return Job(dataclasses.replace(self.config, classifiers=settings), path, self.stages)
 
     def _check_reused(self, data: DataResult) -> None:
         """Refuses classifiers of other targets, of other data or of another architecture."""
         if not self.reused or not self._others_path.is_dir():
             return
-        theirs, made = self.other.result(DataResult), read_json(self.other.workdir / "config.json")["config"]
+        theirs, made = self.other.result(DataResult), load(Begun, self.other.workdir / "config.json")
         networks = json.loads(json.dumps(describe_config(self.config)["resnet"]))
         for same, what, fix in (
             (
@@ -364,7 +365,7 @@ class Job(Workdir):
             ),
             # Its own training images are among these, so that none of them is held out here.
             (theirs.identity == data.identity, "images", "give both runs the same data"),
-            (made["resnet"] == networks, "networks", "give both runs the same section resnet"),
+            (made.section("resnet") == networks, "networks", "give both runs the same section resnet"),
             (
                 set(self.classifier_names) <= set(self.other.classifier_names),
                 "detectors",

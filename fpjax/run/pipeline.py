@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ..core.paths import local_path
 from ..core.private import private_process
 from ..core.processes import connect, gather, num_processes, process_index, together
 from ..core.progress import Stopped, stop_on_signals, stopping
+from ..core.records import load
 from ..core.store import LOCK, lock, read_json, write_json
 from ..core.terminal import refuse, say, show
 from ..detectors.fitting import detector_mesh
@@ -47,6 +49,7 @@ from .plan import show_plan
 from .preflight import show_check
 from .stage import Stage
 from .stages import STAGES, open_job
+from .workdir import Begun
 
 
 def _provenance() -> dict[str, Any]:
@@ -68,6 +71,22 @@ def _provenance() -> dict[str, Any]:
     }
 
 
+def _work_directory(given: str) -> Path:
+    """The directory of the run, there or not; RequestError if it cannot be one."""
+    directory = local_path("--workdir", given)
+    try:
+        # As long as the names of checkpoints' files, below it.
+        os.stat(directory / ("x" * 200))
+    except (FileNotFoundError, NotADirectoryError):
+        return directory
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"--workdir={given[:60]}: got {getattr(error, 'strerror', None) or error}, expected a directory to write "
+            "to; fix: choose another --workdir"
+        ) from error
+    return directory
+
+
 def _refuse_strangers(workdir: Path) -> None:
     """Refuses a directory that is neither new nor that of a run."""
     try:
@@ -86,7 +105,7 @@ def _refuse_strangers(workdir: Path) -> None:
         fix="choose another --workdir",
     )
     if begun:
-        read_json(workdir / "config.json")
+        load(Begun, workdir / "config.json")
 
 
 def _claim(job: Job) -> None:
@@ -100,10 +119,10 @@ def _claim(job: Job) -> None:
     if not path.is_file():
         write_json(path, {"config": resolved, "provenance": _provenance()})
         return
-    begun = read_json(path)
-    recorded, now = begun["config"], _provenance()
+    begun = load(Begun, path)
+    recorded, now = begun.config, _provenance()
     changed = [
-        f"{name} {value}, now {now.get(name)}" for name, value in begun["provenance"].items() if now.get(name) != value
+        f"{name} {value}, now {now.get(name)}" for name, value in begun.provenance.items() if now.get(name) != value
     ]
     if changed:
         say(f"begun with {'; '.join(changed)}")
@@ -185,7 +204,7 @@ def run_audit(
         fix="leave it out: one process tells",
     )
     wanted = [stage for stage in STAGES if not stages or stage.name in stages]
-    job = open_job(settings, local_path("--workdir", workdir) if workdir else Path("runs") / settings.name)
+    job = open_job(settings, _work_directory(workdir) if workdir else Path("runs") / settings.name)
     _check_work(job, wanted, alone=bool(set(stages or []) & set(ALONE)))
     if settings.engine.compilation_cache:
         use_compilation_cache()
@@ -335,4 +354,13 @@ def main(
         say(f"stopped: {error}; the same command goes on from here")
     except KeyboardInterrupt:
         say("stopped: interrupted; the same command goes on from what was saved before")
+    except Exception as error:
+        if os.environ.get("FPJAX_TRACEBACK"):
+            raise
+        # A file of the run with a right digest can hold what no version wrote.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        say(
+            f"stopped: {type(error).__name__} in line {place.lineno} of {Path(place.filename).name}, which should not "
+            f"happen: {str(error)[:200]}; FPJAX_TRACEBACK=1 shows where it came from"
+        )
     return 1

@@ -1,5 +1,6 @@
 """The directory of a run: the stages' results, what interrupted stages keep, checkpoints and the log."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -19,6 +20,19 @@ from .config import Config
 from .stage import Stage
 
 Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """Content of config.json: the resolved config by section, and what it was begun with."""
+
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Fields of a section; none where it is not there."""
+        found = self.config.get(name)
+        return found if isinstance(found, dict) else {}
 
 
 class Workdir:

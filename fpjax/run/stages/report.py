@@ -14,7 +14,8 @@ from ...audit.verdict import AuditSettings
 from ...core.errors import RequestError
 from ...core.files import write_bytes
 from ...core.metrics import read_metrics
-from ...core.store import read_arrays, read_json, write_json
+from ...core.records import load
+from ...core.store import read_arrays, write_json
 from ...core.terminal import say, show
 from ...data.results import DataResult
 from ...detectors import classifier
@@ -29,6 +30,7 @@ from ...studies.tally import CountResult
 from ..config import ReportSettings
 from ..job import Job
 from ..stage import Cost, Stage
+from ..workdir import Begun
 
 
 def collect(job: Job) -> StageResults:
@@ -53,7 +55,7 @@ def page_sections(stages: Sequence[Stage]) -> list[Section]:
 def _audit(job: Job) -> AuditResult:
     """The answer, with where it comes from."""
     config, results = job.config, collect(job)
-    provenance = read_json(job.workdir / "config.json")["provenance"]
+    provenance = load(Begun, job.workdir / "config.json").provenance
     provenance |= {"data": results.data.identity.name, "parameters": results.score.num_params}
     if job.imported:
         provenance["imported"] = job.imported.sha256 | {
@@ -75,17 +77,37 @@ def _audit(job: Job) -> AuditResult:
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _has_numbers(event: dict[str, Any], *names: str) -> bool:
+    """Whether an event of the log has these, each a finite number."""
+    return all(_is_number(event.get(name)) for name in names)
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """A list of numbers, with None for what is none; other things are an empty one."""
+    return [value if _is_number(value) else None for value in values] if isinstance(values, list) else []
+
+
 def _training(job: Job) -> report.Training:
     """What metrics.jsonl and the grids of samples say of the score network's training; steps taken twice count once."""
     events = read_metrics(job.workdir / "metrics.jsonl")
-    looks = {event["step"]: event for event in events if event["stage"] == "score" and "loss" in event}
-    grids = {int(path.stem.split("_")[1]): path for path in job.workdir.glob("samples/score_*.npz")}
+    looks = {
+        event["step"]: event for event in events if event["stage"] == "score" and _has_numbers(event, "step", "loss")
+    }
+    grids = {int(path.stem[6:]): path for path in job.workdir.glob("samples/score_*.npz") if path.stem[6:].isdecimal()}
     rates = {
-        name: [look[name] for look in looks.values() if look.get(name) is not None]
+        name: [look[name] for look in looks.values() if _has_numbers(look, name)]
         for name in ("images_per_s", "tflop_per_s")
     }
     epochs = {
-        name: {event["epoch"]: event for event in events if event["stage"] == f"{name} classifier"}
+        name: {
+            event["epoch"]: event
+            for event in events
+            if event["stage"] == f"{name} classifier" and _has_numbers(event, "epoch", "loss", "val_loss")
+        }
         for name in classifier.NAMES
     }
     return report.Training(
@@ -96,13 +118,21 @@ def _training(job: Job) -> report.Training:
         },
         step=list(looks),
         loss=[look["loss"] for look in looks.values()],
-        grad_norm=[look.get("grad_norm") for look in looks.values()],
-        loss_by_t=looks[max(looks)].get("loss_by_t", []) if looks else [],
+        grad_norm=[look["grad_norm"] if _has_numbers(look, "grad_norm") else None for look in looks.values()],
+        loss_by_t=_numbers(looks[max(looks)].get("loss_by_t")) if looks else [],
         samples_step=max(grids, default=0),
-        samples=read_arrays(grids[max(grids)])["samples"] if grids else None,
+        samples=_last_grid(grids[max(grids)]) if grids else None,
         # The first look waits for the compiler too.
         **{name: float(np.median(values)) if values else math.nan for name, values in rates.items()},
     )
+
+
+def _last_grid(path: Path) -> np.ndarray | None:
+    """Samples on the way; None if the file is damaged."""
+    try:
+        return read_arrays(path)["samples"]
+    except (RequestError, KeyError):
+        return None
 
 
 def _pictures(job: Job, stage: str) -> dict[str, np.ndarray]:
