@@ -27,10 +27,11 @@ from ml_collections import config_flags
 
 from .configs import DIRECTORY
 from .core.errors import RequestError, check
+from .core.files import read_plain
 from .core.paths import local_path
 from .core.terminal import refuse, show
 
-CONFIG_SECONDS = 20  # a config that takes longer never ends
+CONFIG_SECONDS = 8  # a config that takes longer never ends
 SHIPPED = sorted(path.stem for path in DIRECTORY.glob("*.py"))
 # Configs of one file by the word after its name's colon.
 MEDMNIST = tuple(importlib.import_module(".configs.medmnist", __package__).SETS)
@@ -62,13 +63,7 @@ def config_path(given: str) -> str:
         )
     known = f"one of {', '.join([*SHIPPED, *MEDMNIST])}"
     if "/" in path or path.endswith(".py"):
-        check(
-            Path(path).is_file(),
-            f"--config={given}",
-            got="no such file",
-            expected=f"a file, or {known}",
-            fix="correct it",
-        )
+        _read_small(f"--config={given}", path, expected=f"a file of at most 1 MiB, or {known}")
         return f"{path}{colon}{word}"
     if path in MEDMNIST and not colon:
         path, colon, word = "medmnist", ":", path
@@ -82,9 +77,32 @@ def config_path(given: str) -> str:
     return f"{DIRECTORY / path}.py{colon}{word}"
 
 
+def _read_small(flag: str, path: str, *, expected: str) -> bytes:
+    """The content of a file that a flag names; refuses large ones, and pipes and devices, which have no end."""
+    try:
+        return read_plain(path, most=2**20)
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or str(error)
+        raise RequestError(f"{flag}: got {got}, expected {expected}; fix: correct it") from error
+
+
+def _check_flagfiles(argv: list[str], *, depth: int = 0) -> None:
+    """Refuses files of flags, and those that they name, that absl would read without end."""
+    for i, word in enumerate(argv):
+        flag, equals, value = word.strip().partition("=")
+        if flag in ("--flagfile", "-flagfile") and (equals or i + 1 < len(argv)):
+            path = value if equals else argv[i + 1]
+            expected = "a file of flags of at most 1 MiB, within at most 9 others"
+            check(depth < 9, f"--flagfile={path}", got="files within files", expected=expected, fix="write them as one")
+            lines = _read_small(f"--flagfile={path}", path, expected=expected).decode(errors="replace").splitlines()
+            _check_flagfiles(lines, depth=depth + 1)
+
+
 def _with_paths(argv: list[str]) -> list[str]:
     """The command line with the files of configs in place of their names."""
     found = list(argv)
+    given = [word for word in argv if word.partition("=")[0] in ("--config", "-config")]
+    check(len(given) < 2, "--config", got=f"{len(given)} of them", expected="one", fix="leave out the others")
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         if flag in ("--config", "-config") and equals:
@@ -95,7 +113,7 @@ def _with_paths(argv: list[str]) -> list[str]:
 
 
 def _out_of_time(*_: object) -> None:
-    raise TimeoutError(f"--config: got a file that had not ended after {CONFIG_SECONDS} s, expected a config")
+    raise TimeoutError(f"a file that had not ended after {CONFIG_SECONDS} s")
 
 
 def _mistyped(message: str, argv: list[str]) -> str:
@@ -108,6 +126,31 @@ def _mistyped(message: str, argv: list[str]) -> str:
     flag = next((f for f in (w.partition("=")[0] for w in argv) if re.fullmatch(rf"--?config\.(\w+\.)*{name}", f)), "")
     other = f"one like it is {alike[0]}" if alike else "configs/default.py lists all fields"
     return f"{flag}: got a field that this config does not have, expected one that it has; fix: {other}" if flag else ""
+
+
+# By a part of what absl or Python says of a flag's value: what was expected of it.
+_EXPECTED = {
+    "invalid literal for int": "a whole number",
+    "boolean": "True or False",
+    "could not convert string to float": "a number",
+    "as a ConfigDict": "--config.SECTION.FIELD=VALUE: one field of the section",
+}
+
+
+def _flag_error(message: str) -> str:
+    """What absl says of a flag, with what was got and expected."""
+    fix = "--help lists the flags"
+    if unknown := re.match(r"Unknown command line flag '(.*?)'(?:\. Did you mean: (.*?) \?)?", message, re.DOTALL):
+        name, alike = unknown.groups()
+        like = f"; one like it is --{alike}" if alike else ""
+        return f"--{name}: got a flag that is not known, expected one of fpjax{like}; fix: {fix}"
+    if missing := re.match(r"Missing value for flag (\S+)", message):
+        return f"{missing[1]}: got no value, expected {missing[1]}=VALUE; fix: {fix}"
+    if wrong := re.match(r"flag (--[\w.]+)=(.*?): (.*)", message, re.DOTALL):
+        name, value, reason = wrong.groups()
+        expected = next((words for part, words in _EXPECTED.items() if part in reason), f"a value that fits ({reason})")
+        return f"{name}: got {value!r}, expected {expected}; fix: correct it; {fix}"
+    return f"flags: got what cannot be read ({message}), expected --flag=value; fix: {fix}"
 
 
 def _help(argv: list[str]) -> str:
@@ -126,6 +169,7 @@ def _parse(argv: list[str]) -> list[str]:
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(CONFIG_SECONDS)
     try:
+        _check_flagfiles(argv)
         argv = _with_paths(argv)
         # Only here: it reads the default config, and what the command line says of its fields.
         config_flags.DEFINE_config_file(
@@ -153,8 +197,12 @@ def _parse(argv: list[str]) -> list[str]:
         message = f"{said}{last}" if last else str(error)
         if isinstance(error, AttributeError | KeyError) and (field := _mistyped(message, argv)):
             sys.exit(refuse(field))
-        plain = isinstance(error, flags.Error | OSError)
-        sys.exit(refuse(f"{message if plain else f'{type(error).__name__}: {message}'}; --help lists the flags"))
+        if isinstance(error, flags.Error):
+            sys.exit(refuse(_flag_error(message)))
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        sys.exit(
+            refuse(f"--config: got {kind}{message}, expected a file with get_config(); fix: see configs/default.py")
+        )
     finally:
         signal.alarm(0)
     if len(rest) > 1:

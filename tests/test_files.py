@@ -4,7 +4,6 @@ import io
 import os
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fpjax.core.errors import RequestError
+from fpjax.data import arrays, folder
 from fpjax.data.arrays import read_arrays
 from fpjax.data.files import SPLITS, check_bytes
 from fpjax.data.folder import read_folder
@@ -293,7 +293,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, monkeypatch, error):
         raise error
 
     write_folder(tmp_path, phantom_images(1, side=8, seed=0))
-    monkeypatch.setattr(Path, "open", refuse)
+    for module in (arrays, folder):
+        monkeypatch.setattr(module, "open_plain", refuse)
     with refused(f"image '000.png': got {type(error).__name__}: {error.strerror}"):
         read_folder(tmp_path, side=8)
     with refused(f"'000.png': got {type(error).__name__}: {error.strerror}"):

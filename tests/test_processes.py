@@ -180,7 +180,7 @@ def test_one_process_gathers_itself():
     ("given", "message"),
     [
         (("", None, None), "--coordinator: got ''"),
-        (("somewhere", 2, 0), "--coordinator: got 'somewhere', expected HOST:PORT or auto"),
+        (("somewhere", 2, 0), "--coordinator: got 'somewhere', expected HOST:PORT with a port),
         (("127.0.0.1:1", None, 0), "--num_processes, --process_id: got None, 0"),
         (("127.0.0.1:1", 2, 2), "--num_processes, --process_id: got 2, 2"),
         (("127.0.0.1:1", 2, -1), "--num_processes, --process_id"),

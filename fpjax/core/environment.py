@@ -3,12 +3,13 @@
 import concurrent.futures
 import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from .errors import RequestError
+from .errors import RequestError, check
 from .terminal import say
 
 # Settings of JAX that would change results or stop programs of ours, with what all of these were written for.
@@ -32,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "jax_check_tracer_leaks": False,
     "jax_disable_jit": False,
 }
+LEAST_ADDRESS_SPACE = 2**32  # bytes; with 2 GiB the smallest run aborts in the compiler
 # Of the environment: what is not undone, and may change the last bits.
 RECORDED = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
 
@@ -73,11 +75,19 @@ def own_settings(*, tell: bool = False) -> Iterator[None]:
 
 
 def check_platform() -> None:
-    """Refuses a platform that was asked for (JAX_PLATFORMS) and is not here.
+    """Refuses a platform that was asked for (JAX_PLATFORMS) and is not here, and too little address space.
 
     Raises:
-      RequestError: JAX finds no device.
+      RequestError: JAX finds no device, or would abort for want of memory.
     """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    check(
+        limit == resource.RLIM_INFINITY or limit >= LEAST_ADDRESS_SPACE,
+        "ulimit -v",
+        got=f"{limit / 2**30:.1f} GiB",
+        expected=f"at least {LEAST_ADDRESS_SPACE / 2**30:.0f} GiB: JAX reserves more than it uses",
+        fix="ulimit -v unlimited; to limit memory itself, use a cgroup (systemd-run -p MemoryMax=..., docker -m ...)",
+    )
     try:
         jax.devices()
     except Exception as error:  # RuntimeError, and AssertionError of a plugin that is not there

@@ -17,7 +17,6 @@ from typing import IO, Any
 
 MAX_JSON = 2**26  # bytes
 _MAX_NESTED = 10**6  # arrays and objects in one JSON text: each takes many times its two bytes
-_MAX_DIGITS = 20  # of a whole number in JSON; 2^64 has as many
 
 
 def open_plain(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -59,15 +58,11 @@ def read_plain(path: str | os.PathLike[str], *, most: int) -> bytes:
 def parse_json(content: bytes) -> Any:
     """The value of a JSON text in UTF-8, with or without a mark of its byte order.
 
-    Raises:
-      ValueError: it is none, is nested too deeply or has too many parts, or holds NaN, a whole number of more than 20
-        digits, or text that is no Unicode.
-    """
+    Whole numbers may have thousands of digits: they are compared before they are made floats.
 
-    def whole(digits: str) -> int:
-        if len(digits) > _MAX_DIGITS:
-            raise ValueError(f"a whole number of {len(digits)} digits")
-        return int(digits)
+    Raises:
+      ValueError: it is none, is nested too deeply or has too many parts, or holds NaN, or text that is no Unicode.
+    """
 
     def constant(name: str) -> float:
         raise ValueError(f"{name}, which JSON does not have")
@@ -76,7 +71,7 @@ def parse_json(content: bytes) -> Any:
         raise ValueError(f"more than {_MAX_NESTED:,} arrays and objects")
     text = content.decode("utf-8-sig")
     try:
-        value = json.loads(text, parse_int=whole, parse_constant=constant)
+        value = json.loads(text, parse_constant=constant)
     except RecursionError:
         raise ValueError("arrays or objects that are nested too deeply") from None
     if "\\u" in text:

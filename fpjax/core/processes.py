@@ -57,7 +57,9 @@ def connect(
     what, fix = "--coordinator", "give --coordinator=HOST:PORT --num_processes=N --process_id=I to each of the N"
     auto, (host, _, port) = coordinator == "auto", coordinator.rpartition(":")
     if not auto:
-        check(bool(host) and port.isdigit(), what, got=repr(coordinator), expected="HOST:PORT or auto", fix=fix)
+        ok = bool(host) and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
+        expected = "HOST:PORT with a port from 1 to 65535, or auto"
+        check(ok, what, got=repr(coordinator)[:80], expected=expected, fix=fix)
         check(
             num_processes is not None and process_id is not None and 0 <= process_id < num_processes,
             "--num_processes, --process_id",

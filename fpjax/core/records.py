@@ -58,7 +58,7 @@ def load(kind: type[Record], path: Path) -> Record:
     """
     try:
         return from_content(kind, read_json(path))
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:
         raise RequestError(
             f"{path.name}: got {' '.join(str(error).split())}, expected a {kind.__name__} as this version of fpjax "
             "writes it; fix: use the version that wrote it, or another --workdir"

@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from ..core.errors import RequestError, check
+from ..core.files import open_plain
 from ..core.paths import LFS_POINTER
 from .files import MAX_SIDE, SPLITS, Read, check_bytes, explain
 
@@ -41,7 +42,7 @@ def read_arrays(path: Path, *, group: str = "") -> Read:
         warnings.simplefilter("error")  # NumPy warns of headers that it mends; here they are damage
         try:
             if not problem:
-                with path.open("rb") as stream:
+                with open_plain(path) as stream:
                     begin = stream.read(len(LFS_POINTER))
                     if begin == LFS_POINTER:
                         problem = "a Git LFS pointer in place of the file: run git lfs pull"

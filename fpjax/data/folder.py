@@ -22,10 +22,15 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from ..core.errors import RequestError, check
+from ..core.files import open_plain, read_plain
 from ..core.paths import LFS_POINTER
 from .files import SPLITS, Read, check_bytes, explain
 
 MAX_PIXELS = 2**26  # of a PNG or JPEG before it is resized, 8192 x 8192
+_MAX_BYTES = 4 * MAX_PIXELS  # of its file
+_MAX_SCANS = 100  # of a JPEG; progressive ones have about ten
+_MAX_DECODED = 2**29  # scans times pixels: each scan passes over all pixels, be it ten bytes long
+_MAX_DEPTH = 64  # of folders within folders
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")
 # As people name them: nobody's test images are to be trained on for a capital letter.
 _SPLIT_NAMES = {
@@ -156,7 +161,7 @@ def counted(kinds: dict[str, int]) -> str:
 def find_images(root: Path) -> Found:
     """Looks through a folder, along links too, but into no folder twice."""
     images, skipped, others = [], collections.Counter(), collections.Counter()
-    for path, what in _walk(root, {os.path.realpath(root)}):
+    for path, what in _walk(root, {os.path.realpath(root)}, 0):
         if what == "image":
             images.append(path)
         elif what:
@@ -172,8 +177,15 @@ def find_images(root: Path) -> Found:
     return Found(images, dict(sorted(skipped.items())), dict(sorted(others.items())))
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[tuple[Path, str]]:
+def _walk(folder: Path, seen: set[str], depth: int) -> Iterator[tuple[Path, str]]:
     """Each file with "image" for what is named as one that is read, "" for others, and what else it is not to be."""
+    check(
+        depth <= _MAX_DEPTH,
+        "data.path",
+        got=f"folders within folders, more than {_MAX_DEPTH} of them",
+        expected=f"at most {_MAX_DEPTH}",
+        fix="move the images up",
+    )
     # In one order on all systems: of two ways to a folder the first counts.
     with os.scandir(folder) as entries:
         names = sorted((entry.name for entry in entries), key=os.fsencode)
@@ -187,7 +199,7 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[tuple[Path, str]]:
                 yield path, "links to folders that are here already"
             else:
                 seen.add(real)
-                yield from _walk(path, seen)
+                yield from _walk(path, seen, depth + 1)
         else:
             # A link to nowhere is named as an image, and refused as a file that cannot be read.
             yield path, "image" if name.lower().endswith(_SUFFIXES) else ""
@@ -201,8 +213,18 @@ def _kind(name: str, begin: bytes) -> str:
 
 
 def _begin(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         return stream.read(512)
+
+
+def _num_scans(path: Path) -> int:
+    """Of a JPEG: marks of the start of a scan, which nothing else in its compressed data looks like."""
+    number, last = 0, b""
+    with open_plain(path) as stream:
+        while part := stream.read(2**20):
+            number += (last + part).count(b"\xff\xda")
+            last = part[-1:]
+    return number
 
 
 def _splits(paths: Sequence[Path]) -> list[str]:
@@ -268,18 +290,22 @@ def _read_image(path: Path, side: int, multiple: int) -> UInt8[np.ndarray, "side
         if not path.is_file():  # opening a pipe would wait for ever
             return Problem("a link to nothing" if path.is_symlink() and not path.exists() else "no plain file")
         begin = _begin(path)
+        if path.stat().st_size > _MAX_BYTES:
+            return Problem(f"{path.stat().st_size:,} bytes", f"reduce it to at most {_MAX_BYTES:,}")
         if not begin.startswith((b"\x89PNG", b"\xff\xd8\xff")):
             return _not_an_image(path.name, begin)
         try:
-            with path.open("rb") as stream:
-                return _pixels(stream, begin, side, multiple)
+            scans = 1 if begin.startswith(b"\x89PNG") else _num_scans(path)
+            with open_plain(path) as stream:
+                return _pixels(stream, begin, side, multiple, scans=scans)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise
         except Exception:
-            # Of a PNG, text and metadata may be damaged where the pixels are not; it is read in whole, so not any size.
-            if not begin.startswith(b"\x89PNG") or path.stat().st_size > 4 * MAX_PIXELS:
+            # Of a PNG, text and metadata may be damaged where the pixels are not.
+            if not begin.startswith(b"\x89PNG"):
                 raise
-            return _pixels(io.BytesIO(_critical_chunks(path.read_bytes())), begin, side, multiple)
+            png = read_plain(path, most=_MAX_BYTES)
+            return _pixels(io.BytesIO(_critical_chunks(png)), begin, side, multiple)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return Problem("more pixels", "reduce it")
     except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
@@ -308,12 +334,14 @@ def _critical_chunks(png: bytes) -> bytes:
 
 
 def _pixels(
-    stream: IO[bytes] | io.BytesIO, begin: bytes, side: int, multiple: int
+    stream: IO[bytes], begin: bytes, side: int, multiple: int, *, scans: int = 1
 ) -> UInt8[np.ndarray, "side side _"] | Problem:
     with Image.open(stream, formats=("PNG", "JPEG")) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             return Problem(f"{width}x{height} pixels", "reduce it")
+        if scans > _MAX_SCANS or scans * width * height > _MAX_DECODED:
+            return Problem(f"a JPEG of {width}x{height} pixels in {scans:,} scans", "save it as a baseline JPEG")
         if min(width, height) < side:
             most = min(width, height) // multiple * multiple
             fix = f"set data.side to {most} or less" if most else "leave it out"

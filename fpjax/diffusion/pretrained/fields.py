@@ -1,13 +1,14 @@
 """Fields of a diffusers JSON file, each taken once and checked, so that none is passed over in silence."""
 
-import json
-import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import RequestError, check
+from ...core.files import read_json_file
 
+MAX_FIELDS = 2**24  # bytes of a JSON file of a model; the index of a thousand shards has fewer
 FIX = "audit a model without it"
 FIX_FILE = "give the file as diffusers' save_pretrained wrote it: without it, this would be an audit of another sampler"
 
@@ -29,10 +30,10 @@ def read_fields(path: Path) -> dict[str, Any]:
     fix = "copy the whole directory again, as diffusers' save_pretrained wrote it"
     check(path.is_file(), str(path), got="no such file", expected="a JSON file", fix=fix)
     try:
-        # Some editors begin a file with a mark of its byte order.
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError, OSError):
-        raise RequestError(f"{path}: got an unreadable file, expected JSON; fix: {fix}") from None
+        content = read_json_file(path, most=MAX_FIELDS)
+    except (ValueError, OSError) as error:
+        why = short(getattr(error, "strerror", None) or error)
+        raise RequestError(f"{path}: got an unreadable file ({why}), expected JSON; fix: {fix}") from None
     check(isinstance(content, dict), str(path), got=short(content), expected="a JSON object", fix=fix)
     return content
 
@@ -93,7 +94,8 @@ def is_integer(value: Any, low: int, high: int) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Not isfinite, which overflows on huge whole numbers.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def part_file(directory: Path, part: str, name: str) -> Path:

@@ -9,12 +9,13 @@ import hashlib
 from pathlib import Path
 
 from ...core.errors import RequestError, check
+from ...core.files import open_plain
 from ..preconditioning import PREDICTIONS
 from ..sampling import SamplerSettings
 from ..sde import DiscreteVP, Process
 from .architecture import Architecture, read_architecture
 from .scheduler import Scheduler, read_scheduler
-from .weights import find_weights, model_files
+from .weights import model_files, read_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def file_digests(directory: Path) -> dict[str, str]:
     digests = {}
     for path in model_files(directory):
         try:
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise RequestError(
@@ -75,7 +76,7 @@ def file_digests(directory: Path) -> dict[str, str]:
 
 
 def read_imported(directory: Path, *, without_scheduler: bool = False) -> Imported:
-    """Reads all but the weights' values.
+    """Reads a model; its weights are looked at, and not kept.
 
     Args:
       without_scheduler: there is none, or it is not to be read.
@@ -99,8 +100,8 @@ def read_imported(directory: Path, *, without_scheduler: bool = False) -> Import
         "sde that predicts epsilon and is told 999 t, set score.without_scheduler=True",
     )
     scheduler = None if without_scheduler else read_scheduler(directory)
-    # Their sizes, before any compute; their values are read when they are taken in.
-    find_weights(directory, architecture)
+    # Their sizes, and whether they are numbers, before any compute or file; they are kept when they are taken in.
+    read_params(directory, architecture)
     imported = Imported(architecture, scheduler, file_digests(directory))
     if scheduler:
         check(

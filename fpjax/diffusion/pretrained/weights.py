@@ -12,7 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ...core.errors import RequestError, check
+from ...core.files import open_plain
 from ...core.paths import LFS_POINTER
+from ...core.terminal import printable
 from ...models.unet import UNet, UNetSettings
 from .architecture import Architecture
 from .fields import listing, part_file, read_fields, short
@@ -20,6 +22,8 @@ from .fields import listing, part_file, read_fields, short
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS = ("", ".fp16", ".bf16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+MAX_WEIGHTS = 20_000  # the largest UNet has a few thousand
+MAX_HEADER = 2**23  # bytes of a safetensors header, of which a weight takes about a hundred
 DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -84,16 +88,24 @@ def _common_prefix(names: Iterable[str], expected: Iterable[str]) -> str:
     return ""
 
 
-def _check_pointer(path: Path) -> None:
-    """Refuses what Git LFS leaves in place of a file that was not fetched."""
-    with path.open("rb") as stream:
-        pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+def _check_header(path: Path) -> None:
+    """Refuses what Git LFS leaves in place of a file, and headers that take minutes to read; OSError: no plain file."""
+    with open_plain(path) as stream:
+        begin = stream.read(len(LFS_POINTER))
     check(
-        not pointer,
+        begin != LFS_POINTER,
         str(path),
         got="a Git LFS pointer in place of the file",
         expected="safetensors",
         fix="run git lfs pull where it was cloned",
+    )
+    length = int.from_bytes(begin[:8], "little")
+    check(
+        length <= MAX_HEADER or length > path.stat().st_size,  # the file is cut, which is found at once
+        str(path),
+        got=f"a header of {length:,} bytes",
+        expected=f"safetensors with a header of at most {MAX_HEADER:,}, enough for {MAX_WEIGHTS:,} weights",
+        fix="copy the file again",
     )
 
 
@@ -123,6 +135,11 @@ def _check_names(what: str, found: Iterable[str], expected: Iterable[str]) -> No
     check(not extra, what, got=f"also {listing(extra)}", expected="the weights of config.json's model alone", fix=fix)
 
 
+def _is_name(name: Any) -> bool:
+    """Whether it names a file of this directory."""
+    return isinstance(name, str) and Path(name).name == name and printable(name)
+
+
 def _weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model's weights, whole or in shards."""
     for variant in VARIANTS:
@@ -134,7 +151,7 @@ def _weight_files(directory: Path) -> list[Path]:
             files = read_fields(index).get("weight_map")
             files = list(files.values()) if isinstance(files, dict) else []
             check(
-                len(files) > 0 and all(isinstance(name, str) and Path(name).name == name for name in files),
+                len(files) > 0 and all(map(_is_name, files)),
                 f"{index}: weight_map",
                 got=short(files),
                 expected="a file of this directory for each weight",
@@ -181,9 +198,17 @@ def find_weights(directory: Path, architecture: Architecture) -> dict[str, tuple
     parts: dict[str, tuple[Any, str]] = {}
     for path in _weight_files(directory):
         try:
-            _check_pointer(path)
+            _check_header(path)
             with safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
+                names = list(file.keys())
+                check(
+                    len(names) + len(stored) <= MAX_WEIGHTS,
+                    str(path),
+                    got=f"{len(names) + len(stored):,} weights",
+                    expected=f"at most {MAX_WEIGHTS:,}",
+                    fix="check that config.json and weights belong together",
+                )
+                for name in names:
                     part = file.get_slice(name)
                     stored[name], parts[name] = (path, name), (part.get_shape(), part.get_dtype())
         except (SafetensorError, OSError) as error:
@@ -206,16 +231,18 @@ def read_params(directory: Path, architecture: Architecture) -> Any:
       RequestError: as `find_weights`, or weights are not finite.
     """
     arrays: dict[str, np.ndarray] = {}
-    for name, (path, theirs) in find_weights(directory, architecture).items():
+    found = find_weights(directory, architecture)
+    for path in sorted({path for path, _ in found.values()}):
         with safe_open(path, framework="numpy") as file, np.errstate(over="ignore"):
-            arrays[name] = np.asarray(file.get_tensor(theirs)).astype(np.float32)
-        check(
-            bool(np.isfinite(arrays[name]).all()),
-            f"{path}: {theirs}",
-            got="values that are not finite",
-            expected="finite float32 values",
-            fix="save the model again, in float32",
-        )
+            for name, theirs in [(name, theirs) for name, (place, theirs) in found.items() if place == path]:
+                arrays[name] = np.asarray(file.get_tensor(theirs)).astype(np.float32)
+                check(
+                    bool(np.isfinite(arrays[name]).all()),
+                    f"{path}: {theirs}",
+                    got="values that are not finite",
+                    expected="finite float32 values",
+                    fix="save the model again, in float32",
+                )
     expected, tree = _expected(architecture.settings, architecture.channels)
     return jax.tree_util.tree_unflatten(tree, [jnp.asarray(_to_ours(name, arrays[name])) for name in expected])
 
