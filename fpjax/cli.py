@@ -44,6 +44,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 _SIGN = flags.DEFINE_string("sign", "", "Private key (PEM, Ed25519) to sign the manifest of all files with.")
 _VERIFY = flags.DEFINE_string("verify", "", "Directory of a signed run: check that nothing was changed, and stop.")
 _KEY = flags.DEFINE_string("key", "", "Public key (PEM) that --verify checks by.")
+_TIMEOUT = flags.DEFINE_integer("coordinator_timeout", 300, "Seconds in which all processes must be there.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show what would be done and stop.")
 
 
@@ -231,6 +232,7 @@ def main(_: list[str]) -> int:
         coordinator=_COORDINATOR.value,
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
+        timeout_s=_TIMEOUT.value,
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from .errors import RequestError, StageError, check
 from .files import open_plain, sync_directory, sync_tree
-from .processes import num_processes, process_index
 from .store import read_json, write_json
 from .terminal import say
 
@@ -88,7 +87,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep_last: int = 2, keep_every: int = 0):
         # Only now: it takes a second to import, and chains need none.
         self._ocp = importlib.import_module("orbax.checkpoint")
-        ocp, index = self._ocp, process_index()
+        ocp, index = self._ocp, jax.process_index()
         logging.getLogger("absl").setLevel(logging.ERROR)
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(keep_last)]
@@ -127,7 +126,7 @@ class Checkpoints:
             _seal_path(self._directory, step).unlink(missing_ok=True)  # of one that was deleted by hand
             self._unsealed.add(step)
             # Of several processes Orbax would have the arrays of all.
-            state = jax.tree.map(np.asarray, state) if num_processes() > 1 else state
+            state = jax.tree.map(np.asarray, state) if jax.process_count() > 1 else state
             self._manager.save(step, args=self._ocp.args.StandardSave(state), force=True)
         if jax.default_backend() == "cpu":
             self.wait()

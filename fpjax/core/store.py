@@ -37,7 +37,7 @@ def to_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _digest(content: dict[str, Any]) -> str:
+def content_digest(content: dict[str, Any]) -> str:
     """SHA-256 of a JSON object's canonical text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -45,7 +45,7 @@ def _digest(content: dict[str, Any]) -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON with the schema version and its own digest; equal contents give equal bytes."""
     plain = to_plain({"schema_version": SCHEMA_VERSION, **content})
-    body = json.dumps({**plain, "digest": _digest(plain)}, indent=1, allow_nan=False)
+    body = json.dumps({**plain, "digest": content_digest(plain)}, indent=1, allow_nan=False)
     write_bytes(path, body.encode() + b"\n")
 
 
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
     )
     digest = content.pop("digest", None)
     check(
-        digest == _digest(content),
+        digest == content_digest(content),
         path.name,
         got="content that is not what was written",
         expected="the file as fpjax wrote it",

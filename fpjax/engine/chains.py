@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from ..core.errors import StageError, check, whole
-from ..core.processes import process_index
+from ..core.processes import devices_before
 from ..core.types import Image, Key, Level, Scalar
 from ..diffusion.grid import TimeGrid
 from ..diffusion.sampling import Sampler
@@ -250,16 +250,16 @@ def make_engine(
       make_sampler: from parameters (any pytree, an argument of the compiled function) to a `Sampler`.
       grid: the sampler's time grid.
       image_shape: (h, w, c).
-      devices: those to use, of all processes; None takes all. Each process runs its own, and device d of D owns the
-        work items d, d + D, ...
+      devices: of this process, which then runs all work alone; None: its share on all that it has. Of all processes'
+        devices, d of D owns the work items d, d + D, ...
     """
-    everyone = list(devices or jax.devices())
-    devices = [device for device in everyone if device.process_index == process_index()]
+    before, everyone = (0, len(devices)) if devices else devices_before()
+    devices = devices or jax.local_devices()
     mesh = slot_mesh(devices)
     block = functools.partial(_advance_device, make_sampler=make_sampler, grid=grid, settings=settings)
     advance = per_device(block, mesh, whole=3, rows=3)
-    queues = tuple(everyone.index(device) for device in devices)
-    return Engine(advance, make_sampler, image_shape, mesh, settings, grid, queues, len(everyone))
+    queues = tuple(range(before, before + len(devices)))
+    return Engine(advance, make_sampler, image_shape, mesh, settings, grid, queues, everyone)
 
 
 def slot_shapes(engine: Engine, params: Any) -> Slots:

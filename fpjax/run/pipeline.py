@@ -30,10 +30,10 @@ from ..core.files import is_temporary
 from ..core.metrics import tensorboard_writer
 from ..core.paths import local_path
 from ..core.private import private_process
-from ..core.processes import connect, gather, num_processes, process_index, together
+from ..core.processes import agree, connect, gather, num_processes, process_index, together
 from ..core.progress import Stopped, stop_on_signals, stopping
-from ..core.records import load
-from ..core.store import LOCK, lock, read_json, write_json
+from ..core.records import load, to_content
+from ..core.store import LOCK, content_digest, lock, read_json, write_json
 from ..core.terminal import refuse, say, show
 from ..detectors.fitting import detector_mesh
 from ..detectors.results import ClassifiersResult
@@ -108,14 +108,36 @@ def _refuse_strangers(workdir: Path) -> None:
         load(Begun, workdir / "config.json")
 
 
-def _claim(job: Job) -> None:
-    """Writes config.json, or checks that the directory belongs to this config."""
-    workdir, path = job.workdir, job.workdir / "config.json"
-    # An imported model is what its files hold, not where they lie.
-    resolved = describe_config(job.config, skip=FREE_FIELDS) | {
+def _resolved(job: Job) -> dict[str, Any]:
+    """What a run is: an imported model is what its files hold, not where they lie."""
+    return describe_config(job.config, skip=FREE_FIELDS) | {
         "imported": job.imported and job.imported.sha256,
         "reused": job.reused and job.reused.weights_sha256,
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of all that computes; devices may differ from process to process."""
+    return {name: value for name, value in _provenance().items() if name != "devices"}
+
+
+def _share(job: Job, first: dict[str, np.ndarray]) -> None:
+    """Refuses a work directory that is not the one of process 0."""
+    path = job.workdir / "config.json"
+    same = path.is_file() and read_json(path)["digest"] == str(first["config"])
+    check(
+        same,
+        f"--workdir={job.workdir.name}",
+        got="another directory than that of process 0",
+        expected="one that all processes share",
+        fix="give the same --workdir to all, on a file system that all of them see",
+    )
+
+
+def _claim(job: Job) -> None:
+    """Writes config.json, or checks that the directory belongs to this config."""
+    workdir, path = job.workdir, job.workdir / "config.json"
+    resolved = _resolved(job)
     if not path.is_file():
         write_json(path, {"config": resolved, "provenance": _provenance()})
         return
@@ -216,9 +238,12 @@ def run_audit(
     if stages == ["check"]:
         return show_check(job) and fail_on == "inconclusive"
     # Whatever is wrong with the data stops here, before any compute or file.
-    _ = job.data
+    _, data = job.data
+    asked = {"--stage": ",".join(stages or []), "--fail_on": fail_on}
+    agree(asked | {"config": _resolved(job), "versions": _versions(), "data": content_digest(to_content(data))})
     if process_index():
         with stop_on_signals():
+            _share(job, gather({})[0])
             for stage in wanted:
                 _help(job, stage)
             return bool(gather({})[0]["named"])
@@ -227,6 +252,7 @@ def run_audit(
         job.result(kind)
     with lock(job.workdir), stop_on_signals():
         _claim(job)
+        gather({"config": np.asarray(read_json(job.workdir / "config.json")["digest"])})
         if stages == ["benchmark"]:
             show_benchmark(job)
             return False
@@ -325,20 +351,22 @@ def main(
     coordinator: str = "",
     num_processes: int | None = None,
     process_id: int | None = None,
+    timeout_s: int = 300,
     **options: Any,
 ) -> int:
     """`run_audit` with its errors on one line: exit status 0 done, 1 stopped, 2 the request was wrong, 3 by `fail_on`.
 
     Args:
-      config: of `run_audit`, as are all others but these three.
+      config: of `run_audit`, as are all others but these four.
       coordinator: HOST:PORT of the first of several processes, or "auto"; empty: there is only this one.
       num_processes: how many share the work directory and the chains.
       process_id: which of them this is, from 0.
+      timeout_s: in which all of them must be there.
     """
     try:
-        if coordinator or num_processes is not None or process_id is not None:
-            connect(coordinator, num_processes, process_id)
         check_platform()
+        if coordinator or num_processes is not None or process_id is not None:
+            connect(coordinator, num_processes, process_id, timeout_s=timeout_s)
         with private_process(), own_settings(tell=True), together():
             return 3 if run_audit(config, **options) else 0
     except RequestError as error:

@@ -101,7 +101,7 @@ def _engine(
         expected=f"float32{list(shape)}, the score at one image and one time",
         fix="return grad_x log p_t(x) without a batch axis",
     )
-    engine = dataclasses.replace(engine, slots=min(engine.slots, -(-num_chains // len(jax.devices()))))
+    engine = dataclasses.replace(engine, slots=min(engine.slots, -(-num_chains // jax.local_device_count())))
     return make_engine(lambda params: make_sampler(sampler, sde, grid, bind(params)), grid, shape, engine)
 
 
