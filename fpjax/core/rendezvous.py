@@ -53,8 +53,8 @@ def host(port: int, num_processes: int, *, timeout_s: float) -> dict[int, socket
         server = socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=max(num_processes, 16))
     except OSError as error:
         raise RequestError(
-            f"--coordinator: got {os.strerror(error.errno or 0)} at port {port}, expected one that is free on this machine; fix: "
-            "choose another, the same for all processes, and give --process_id=0 to one alone"
+            f"--coordinator: got {os.strerror(error.errno or 0)} at port {port}, expected one that is free on this "
+            "machine; fix: choose another, the same for all processes, and give --process_id=0 to one alone"
         ) from error
     strangers = set[socket.socket]()  # that have not said yet who they are
     with server, contextlib.closing(selectors.DefaultSelector()) as selector, _closing(strangers, links):
