@@ -21,7 +21,9 @@ from fpjax.run.stages import STAGES
 from .conftest import ROOT
 from .test_config import config_of
 
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/**/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(
+    ROOT.glob("docs/**/*.md")
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 # Of a command that a reader completes: what stands there, and something that parses in its place.
 PLACEHOLDERS = {
@@ -132,7 +134,8 @@ def test_flags_of_benchmarks_and_figures_exist(page):
     lines = [line for block in blocks(text, "bash") for line in block.splitlines()] + in_line(text)
     for line in lines:
         if found := re.match(r"python -m (tests[\w.]*)(.*)", line):
-            file = (ROOT / Path(*found[1].split("."))).with_suffix(".py")
+            place = ROOT / Path(*found[1].split("."))
+            file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
             assert file.is_file(), line
             for flag in re.findall(r"--\w+", found[2]):
                 assert f'"{flag}"' in file.read_text(), line

@@ -14,7 +14,7 @@ from fpjax.core.store import read_json
 from fpjax.report import figures
 from fpjax.run import pipeline
 
-from .conftest import RESULTS, ROOT, launch
+from .conftest import RESULTS, ROOT, command, launch
 from .test_config import config_of
 
 FOREIGN = {
@@ -141,6 +141,18 @@ def test_the_home_of_nobody_is_refused(environment, tmp_path):
     done = launch(environment, "--workdir=~nobody-at-all/x", "--dry_run", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --workdir: got '~nobody-at-all/x'")
+
+
+def test_too_little_address_space_is_one_line(environment, tmp_path):
+    program = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_AS, (1500 * 2**20,) * 2)"
+    limited = [sys.executable, "-c", f"{program}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
+    done = subprocess.run(
+        [*limited, *command(f"--workdir={tmp_path / 'run'}")[1:]], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ulimit -v: got 1.5 GiB, expected at least 4 GiB")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_ignored_interrupt_stays_ignored_and_tests_run_where_it_is():

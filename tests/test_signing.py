@@ -159,6 +159,26 @@ def test_files_of_a_run_are_its_users_alone(smoke, environment, tmp_path):
     assert stat.S_IMODE(workdir.stat().st_mode) == 0o700
 
 
+def test_compiled_programs_are_their_users_alone(tmp_path):
+    """They hold no images, but the shapes of what a hospital works on."""
+    (tmp_path / "fpjax").mkdir(mode=0o755)
+    program = (
+        "import jax; from fpjax.core.compilation import use_compilation_cache; from fpjax.core.private import private_process\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
+        "jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)\n"
+        "with private_process(): use_compilation_cache(); jax.jit(lambda x: x * 2 + 1)(jax.numpy.ones(100))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run(
+        ["sh", "-c", 'umask 022; exec "$@"', "sh", sys.executable, "-c", program], env=environment, check=True
+    )
+    files = [path for path in (tmp_path / "fpjax").rglob("*") if path.is_file()]
+    assert files
+    for path in (tmp_path / "fpjax", *(tmp_path / "fpjax").rglob("*")):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+
+
 def test_a_crash_dumps_no_core_and_files_are_closed():
     program = (
         "import os, resource; from fpjax.core.private import private_process\n"

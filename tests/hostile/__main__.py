@@ -20,7 +20,8 @@ import unicodedata
 import warnings
 from pathlib import Path
 
-from .inputs import CASES, Bases, Case
+from .case import Bases, Case
+from .inputs import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS, BYTES = 10, 10**9
