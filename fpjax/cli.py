@@ -17,6 +17,7 @@ Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wr
 """
 
 import importlib
+import io
 import re
 import signal
 import sys
@@ -165,7 +166,7 @@ def _help(argv: list[str]) -> str:
 def _parse(argv: list[str]) -> list[str]:
     """Flags and config; whatever is wrong with them is one line and exit status 2."""
     if any(word in ("--help", "-help", "-h") for word in argv[1:]):
-        print(_help(argv))
+        show(_help(argv))
         sys.exit(0)
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(CONFIG_SECONDS)
@@ -254,4 +255,7 @@ def _verify() -> int:
 
 def run() -> None:
     """The program: `fpjax`, `python -m fpjax` and `python launch.py`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of what a terminal has no letters for
     app.run(main, flags_parser=_parse)

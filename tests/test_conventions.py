@@ -37,6 +37,17 @@ FILES = {
 }
 
 
+def test_whatever_is_printed_is_escaped():
+    """One module prints; all others go through it, for what they print can be a stranger's text."""
+    for path in PACKAGE.rglob("*.py"):
+        names = {
+            call.func.id if isinstance(call.func, ast.Name) else ast.unparse(call.func)
+            for call in ast.walk(ast.parse(path.read_text()))
+            if isinstance(call, ast.Call)
+        }
+        assert path.name == "terminal.py" or not names & {"print", "sys.stderr.write", "sys.stdout.write"}, path
+
+
 def imports(path):
     """Modules of this package that a file imports, and top-level names of all others."""
     own, others = set(), set()

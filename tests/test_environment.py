@@ -143,6 +143,13 @@ def test_the_home_of_nobody_is_refused(environment, tmp_path):
     assert done.stderr.startswith("error: --workdir: got '~nobody-at-all/x'")
 
 
+def test_a_terminal_without_the_letters_gets_them_written_out():
+    program = "from fpjax import cli; cli.app.run = lambda *_, **__: cli.show('Zürich \\x1b[2J'); cli.run()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "Z\\xfcrich \\x1b[2J\n"
+
+
 def test_too_little_address_space_is_one_line(environment, tmp_path):
     program = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_AS, (1500 * 2**20,) * 2)"
     limited = [sys.executable, "-c", f"{program}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]

@@ -3,6 +3,7 @@
 import jax
 
 from ..core.store import write_json
+from ..core.terminal import show
 from .job import Job
 from .stages.score import time_evaluation
 from .timing import Timing, duration
@@ -38,21 +39,21 @@ def show_benchmark(job: Job) -> None:
     """Times everything, prints the table, and writes `benchmark.json`."""
     device = jax.local_devices()[0]
     by_batch, timings = _evaluations_by_batch(job), measure(job)
-    print(f"{jax.local_device_count()} x {device.device_kind}, JAX {jax.__version__}, {job.config.model.dtype} network")
-    print(f"{'program':20} {'batch':>6} {'per second':>12} {'TFLOP/s':>9} {'compile s':>10} {'GiB':>7}")
+    show(f"{jax.local_device_count()} x {device.device_kind}, JAX {jax.__version__}, {job.config.model.dtype} network")
+    show(f"{'program':20} {'batch':>6} {'per second':>12} {'TFLOP/s':>9} {'compile s':>10} {'GiB':>7}")
     named = [("evaluation", timing) for timing in by_batch]
     named += [(name, timing) for name, timing in timings.items() if name != "evaluation"]
     for name, timing in named:
-        print(
+        show(
             f"{name:20} {timing.batch:6} {timing.per_second:12,.1f} {timing.teraflops:9.3f} {timing.compile_s:10.1f} "
             f"{timing.bytes / 2**30:7.2f}"
         )
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
     if peak:
-        print(f"peak memory of the device: {peak / 2**30:.2f} GiB")
+        show(f"peak memory of the device: {peak / 2**30:.2f} GiB")
     predicted = predict(job, timings | {"evaluation": by_batch[-1]})
     for stage, (seconds, basis) in predicted.items():
-        print(f"{stage:20} about {duration(seconds)} ({basis})")
+        show(f"{stage:20} about {duration(seconds)} ({basis})")
     write_json(
         job.workdir / "benchmark.json",
         {

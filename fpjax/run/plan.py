@@ -20,8 +20,8 @@ def show_plan(job: Job, wanted: Sequence[Stage]) -> None:
     lowered = jax.jit(lambda p, x, t: job.model.apply({"params": p}, x, t)).lower(shapes, x, t)
     flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
     show(json.dumps(describe_config(job.config), indent=1))
-    print(f"parameters of the score network: {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,}")
-    print(f"FLOPs of one evaluation: {flops:,.0f}")
+    show(f"parameters of the score network: {sum(leaf.size for leaf in jax.tree.leaves(shapes)):,}")
+    show(f"FLOPs of one evaluation: {flops:,.0f}")
     for stage, text in zip(job.stages, work, strict=True):
         state = job.state(stage) if stage in wanted else "not asked for"
-        print(f"{stage.name:12} {state:14} {text}")
+        show(f"{stage.name:12} {state:14} {text}")

@@ -37,15 +37,15 @@ def show_check(job: Job) -> bool:
         show(f"{finding.grade:5} {finding.what:12} {finding.text}")
     timings, devices = measure(job), jax.local_devices()
     findings.append(_memory(timings))
-    print(f"{findings[-1].grade:5} {findings[-1].what:12} {findings[-1].text}")
-    print(f"ok    devices      {len(devices)} x {devices[0].device_kind}")
+    show(f"{findings[-1].grade:5} {findings[-1].what:12} {findings[-1].text}")
+    show(f"ok    devices      {len(devices)} x {devices[0].device_kind}")
     compile_s = sum(timing.compile_s for timing in timings.values())
     predicted = predict(job, timings)
     for stage, (seconds, basis) in predicted.items():
-        print(f"time  {stage:12} {duration(seconds)} ({basis})")
+        show(f"time  {stage:12} {duration(seconds)} ({basis})")
     total = compile_s + sum(seconds for seconds, _ in predicted.values())
-    print(f"time  {'all':12} {duration(total)} with {compile_s:.0f} s of compilation")
+    show(f"time  {'all':12} {duration(total)} with {compile_s:.0f} s of compilation")
     weak = [finding.what for finding in findings if finding.grade == "weak"]
     if weak:
-        print(f"The audit can run, but {', '.join(weak)} would keep it from its best answer.")
+        show(f"The audit can run, but {', '.join(weak)} would keep it from its best answer.")
     return bool(weak)
