@@ -46,9 +46,9 @@ def test_all_stages_run_and_end_with_the_verdict(smoke):
         (["--config=smoke", "--config.data.sied=3"], "--config.data.sied: got a field .*; fix: one like it is side"),
         (
             ["--config=configs/phantm.py"],
-            "--config=configs/phantm.py: got no such file, expected a file, or one of .*phantom",
+            "--config=configs/phantm.py: got No such file or directory, expected a file of at most 1 MiB, or one of .*phantom",
         ),
-        (["--config=/nowhere/mine.py"], "--config=/nowhere/mine.py: got no such file"),
+        (["--config=/nowhere/mine.py"], "--config=/nowhere/mine.py: got No such file or directory"),
         (["--config=phantm"], "--config=phantm: got a name that is not known here, .*phantom"),
     ],
 )

@@ -31,7 +31,7 @@ def test_one_of_two_processes_killed_again_and_again_they_end_with_the_same_coun
             for name in ("count", "search", "bound"):
                 (tmp_path / "run" / f"{name}.json").unlink()
         both = start_two(environment, tmp_path / "run")
-        time.sleep(rng.uniform(2, 8))
+        time.sleep(rng.uniform(2, 6))
         victim = rng.randrange(2)
         both[victim].kill()
         messages = [process.communicate(timeout=120)[1] for process in both]

@@ -86,6 +86,11 @@ def test_the_page_says_the_answer_without_a_line_for_one_image(case):
     for row in ("Member 0", "member 0", "t′"):
         assert row not in page
     assert public.provenance.keys() <= set(PROVENANCE)
+    exact = [value for target in case.targets for value in (target.t50, target.log_snr_t50, target.log_snr_t_prime)]
+    exact = [value for value in exact if math.isfinite(value)]
+    assert not exact or matched(exact, json.dumps(report.to_json(case)))
+    for text in (page, json.dumps(dataclasses.asdict(public))):
+        assert matched(exact, text) == []
 
 
 def test_fields_that_leave_are_named_one_by_one():
