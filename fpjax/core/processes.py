@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .environment import check_platform
 from .errors import RequestError, StageError, check
 from .progress import Stopped, stopping
 from .rendezvous import host, join, keep_alive
@@ -172,7 +173,9 @@ def connect(coordinator: str, num_processes: int | None, process_id: int | None,
     else:
         sockets = host(int(port), num_processes, timeout_s=timeout_s)
     _joined[:] = [_Links(process_id, num_processes, sockets)]
-    counts = gather({"devices": np.asarray(jax.local_device_count())})
+    with _telling():
+        check_platform()  # only now: which devices are this task's own was found out above
+        counts = gather({"devices": np.asarray(jax.local_device_count())})
     _joined[0].devices = [int(each["devices"]) for each in counts]
 
 
@@ -248,8 +251,8 @@ def _tell_failed(links: _Links, process: int) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Inside, what ends this process ends the others at their next meeting, and does not leave them waiting."""
+def _telling() -> Iterator[None]:
+    """Inside, what ends this process is told to the others."""
     try:
         yield
     except OtherStopped:
@@ -258,6 +261,14 @@ def together() -> Iterator[None]:
         for peer in _joined[0].sockets if _joined else ():
             _joined[0].send(peer, _FAILED + b"%d" % process_index())
         raise
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Inside, what ends this process ends the others at their next meeting, and does not leave them waiting."""
+    try:
+        with _telling():
+            yield
     finally:
         disconnect()
 

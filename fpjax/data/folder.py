@@ -334,7 +334,7 @@ def _critical_chunks(png: bytes) -> bytes:
 
 
 def _pixels(
-    stream: IO[bytes], begin: bytes, side: int, multiple: int, *, scans: int = 1
+    stream: IO[bytes] | io.BytesIO, begin: bytes, side: int, multiple: int, *, scans: int = 1
 ) -> UInt8[np.ndarray, "side side _"] | Problem:
     with Image.open(stream, formats=("PNG", "JPEG")) as image:
         width, height = image.size

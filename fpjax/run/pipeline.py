@@ -364,9 +364,9 @@ def main(
       timeout_s: in which all of them must be there.
     """
     try:
-        check_platform()
         if coordinator or num_processes is not None or process_id is not None:
             connect(coordinator, num_processes, process_id, timeout_s=timeout_s)
+        check_platform()
         with private_process(), own_settings(tell=True), together():
             return 3 if run_audit(config, **options) else 0
     except RequestError as error:
