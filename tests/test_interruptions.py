@@ -65,25 +65,14 @@ def interrupt(environment, workdir, stage, delay, number):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_ends_with_the_same_bytes(smoke, environment, tmp_path):
-    rng = random.Random(0)
-    statuses = [
-        interrupt(environment, tmp_path / "run", s, rng.uniform(0, 2), signal.SIGKILL) for s in ("score", "count")
-    ]
-    assert -signal.SIGKILL in statuses
-    assert launch(environment, f"--workdir={tmp_path / 'run'}").returncode == 0
-    same_results(tmp_path / "run", smoke[0])
-
-
-@pytest.mark.slow
-def test_killed_three_times_in_every_stage_it_ends_with_the_same_bytes(smoke, environment, tmp_path):
+def test_killed_in_every_stage_it_ends_with_the_same_bytes(smoke, environment, tmp_path):
     """kill -9 at random moments of every stage, the same command again each time."""
     wall = {}
     for event in metrics.read_metrics(smoke[0] / "metrics.jsonl"):
         wall[event["stage"]] = event.get("wall_s", wall.get(event["stage"]))
     rng, kills = random.Random(1), 0
     for stage in (*STAGES, "data"):
-        for _ in range(3):
+        for _ in range(2):
             delay = rng.uniform(0, 3 if stage == "data" else 0.8 * wall[stage])
             kills += interrupt(environment, tmp_path / "run", stage, delay, signal.SIGKILL) == -signal.SIGKILL
     # Short stages were sometimes over before the signal came; no process ends within a second and a half.
@@ -179,7 +168,7 @@ def test_lock_is_let_go_and_reads_well(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [100, 3_000, 20_000])
+@pytest.mark.parametrize("limit", [100, 20_000])
 def test_a_write_that_fails_is_said_and_loses_nothing(smoke, environment, tmp_path, limit):
     """No file may grow beyond `limit` bytes: config, metrics, checkpoints fail in turn, as on a full disk."""
     program = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"

@@ -13,9 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from fpjax.core.errors import RequestError
 from fpjax.core.store import read_json, write_json
+from fpjax.run import pipeline
 from fpjax.run.manifest import read_signing_key, remove_manifest, sign_manifest, verify, write_manifest
 
 from .conftest import launch
+from .test_config import config_of
 
 PEM = serialization.Encoding.PEM
 
@@ -144,8 +146,13 @@ def test_a_run_is_signed_and_verified(smoke, environment, tmp_path, keys):
     again = launch(environment, f"--workdir={workdir}", "--stage=report")
     assert "manifest.sig removed" in again.stderr
     assert not (workdir / "manifest.sig").exists()
-    for flags in ((f"--sign={keys[0]}", "--stage=data"), (f"--sign={keys[0]}", "--dry_run"), (f"--key={keys[1]}",)):
-        assert launch(environment, f"--workdir={tmp_path / 'new'}", *flags).returncode == 2
+
+
+def test_a_signature_needs_a_report(tmp_path, keys, capsys):
+    for asked in ({"stages": ["data"]}, {"dry_run": True}):
+        assert pipeline.main(config_of("smoke"), workdir=str(tmp_path / "run"), sign=keys[0], **asked) == 2
+        assert "--sign: got " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_of_a_run_are_its_users_alone(smoke, environment, tmp_path):

@@ -124,8 +124,8 @@ def _arrays() -> Iterator[Case]:
     for name, make in _ARRAYS.items():
         yield Case(f"npz: {name}", lambda d, _, m=make: [*source, f"--config.data.path={written(d / 'x.npz', m())}"])
     yield Case("npz: a pipe", lambda d, _: [*source, f"--config.data.path={fifo(d / 'x.npz')}"])
-    sparse = b"\x93NUMPY\x01\x00"
-    yield Case("npz: 100 GB", lambda d, _: [*source, f"--config.data.path={sparse(d / 'x', 10**11, begin=sparse)}"])
+    begin = b"\x93NUMPY\x01\x00"
+    yield Case("npz: 100 GB", lambda d, _: [*source, f"--config.data.path={sparse(d / 'x', 10**11, begin=begin)}"])
 
 
 def _png(width: int, height: int, *, chunks: bytes = b"") -> bytes:
