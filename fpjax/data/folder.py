@@ -19,17 +19,19 @@ from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..core.errors import RequestError, check
 from ..core.files import open_plain, read_plain
 from ..core.paths import LFS_POINTER
 from .files import SPLITS, Read, check_bytes, explain
+from .parts import MAX_PARTS, jpeg_parts, png_parts
 
 MAX_PIXELS = 2**26  # of a PNG or JPEG before it is resized, 8192 x 8192
 _MAX_BYTES = 4 * MAX_PIXELS  # of its file
 _MAX_SCANS = 100  # of a JPEG; progressive ones have about ten
-_MAX_DECODED = 2**29  # scans times pixels: each scan passes over all pixels, be it ten bytes long
+_MAX_DECODED = 2**30  # scans times pixels: each scan passes over all pixels, be it ten bytes long
+_LARGE = 2**23  # bytes or pixels of a file from which on one is read at a time: the largest take some 500 MB
 _MAX_DEPTH = 64  # of folders within folders
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")
 # As people name them: nobody's test images are to be trained on for a capital letter.
@@ -134,9 +136,11 @@ def read_folder(root: Path, *, side: int, group: str = "", multiple: int = 1) ->
         warnings.simplefilter("ignore")  # Pillow's, of damage that it mends
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for i, image in enumerate(pool.map(lambda path: _read_image(path, side, multiple), files)):
+            if image is None:
+                image = _read_image(files[i], side, multiple, large=True)
             if isinstance(image, Problem):
                 bad.append((str(files[i].relative_to(root)), image))
-            else:
+            elif image is not None:
                 images[i], grey = image, grey and bool((image == image[..., :1]).all())
     _refuse_bad(bad, len(files), side)
     images = images[..., :1] if grey else images
@@ -217,16 +221,6 @@ def _begin(path: Path) -> bytes:
         return stream.read(512)
 
 
-def _num_scans(path: Path) -> int:
-    """Of a JPEG: marks of the start of a scan, which nothing else in its compressed data looks like."""
-    number, last = 0, b""
-    with open_plain(path) as stream:
-        while part := stream.read(2**20):
-            number += (last + part).count(b"\xff\xda")
-            last = part[-1:]
-    return number
-
-
 def _splits(paths: Sequence[Path]) -> list[str]:
     """The split of each path within the folder; all are "train" where no folder is named as one.
 
@@ -284,32 +278,52 @@ def _sort_key(path: Path) -> tuple[list[bytes], list[bytes]]:
     return composed, [os.fsencode(part) for part in path.parts]
 
 
-def _read_image(path: Path, side: int, multiple: int) -> UInt8[np.ndarray, "side side _"] | Problem:
-    """One PNG or JPEG as grey or RGB bytes; see `read_folder` for what is done to it."""
+def _read_image(
+    path: Path, side: int, multiple: int, *, large: bool = False
+) -> UInt8[np.ndarray, "side side _"] | Problem | None:
+    """One PNG or JPEG as grey or RGB bytes; see `read_folder` for what is done to it.
+
+    None: it is large, and is to be read with `large`.
+    """
     try:
         if not path.is_file():  # opening a pipe would wait for ever
             return Problem("a link to nothing" if path.is_symlink() and not path.exists() else "no plain file")
-        begin = _begin(path)
-        if path.stat().st_size > _MAX_BYTES:
-            return Problem(f"{path.stat().st_size:,} bytes", f"reduce it to at most {_MAX_BYTES:,}")
+        begin, size = _begin(path), path.stat().st_size
+        if size > _MAX_BYTES:
+            return Problem(f"{size:,} bytes", f"reduce it to at most {_MAX_BYTES:,}")
         if not begin.startswith((b"\x89PNG", b"\xff\xd8\xff")):
             return _not_an_image(path.name, begin)
+        if size > _LARGE and not large:
+            return None
+        scans = _num_scans(path, begin)
+        if isinstance(scans, Problem):
+            return scans
         try:
-            scans = 1 if begin.startswith(b"\x89PNG") else _num_scans(path)
             with open_plain(path) as stream:
-                return _pixels(stream, begin, side, multiple, scans=scans)
+                return _pixels(stream, begin, side, multiple, scans=scans, large=large)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise
         except Exception:
             # Of a PNG, text and metadata may be damaged where the pixels are not.
             if not begin.startswith(b"\x89PNG"):
                 raise
-            png = read_plain(path, most=_MAX_BYTES)
-            return _pixels(io.BytesIO(_critical_chunks(png)), begin, side, multiple)
+        # Only here, where the error does not keep the image that it is of.
+        png = _critical_chunks(read_plain(path, most=_MAX_BYTES))
+        return _pixels(io.BytesIO(png), begin, side, multiple, scans=1, large=large)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return Problem("more pixels", "reduce it")
     except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
         return Problem(explain(error))
+
+
+def _num_scans(path: Path, begin: bytes) -> int | Problem:
+    """Passes over the pixels that decoding takes, unless the file has too many parts to be read at all."""
+    if begin.startswith(b"\x89PNG"):
+        with open_plain(path) as stream:
+            parts, scans = png_parts(stream), 1
+    else:
+        parts, scans = jpeg_parts(read_plain(path, most=_MAX_BYTES), most_scans=_MAX_SCANS)
+    return Problem(f"more than {MAX_PARTS:,} parts", "save it again") if parts > MAX_PARTS else scans
 
 
 def _not_an_image(name: str, begin: bytes) -> Problem:
@@ -334,34 +348,45 @@ def _critical_chunks(png: bytes) -> bytes:
 
 
 def _pixels(
-    stream: IO[bytes] | io.BytesIO, begin: bytes, side: int, multiple: int, *, scans: int = 1
-) -> UInt8[np.ndarray, "side side _"] | Problem:
-    with Image.open(stream, formats=("PNG", "JPEG")) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            return Problem(f"{width}x{height} pixels", "reduce it")
-        if scans > _MAX_SCANS or scans * width * height > _MAX_DECODED:
-            return Problem(f"a JPEG of {width}x{height} pixels in {scans:,} scans", "save it as a baseline JPEG")
-        if min(width, height) < side:
-            most = min(width, height) // multiple * multiple
-            fix = f"set data.side to {most} or less" if most else "leave it out"
-            fix += f", in steps of {multiple} for the network" if most and multiple > 1 else ""
-            return Problem(f"{width}x{height} pixels", fix)
-        # Byte 24 of a PNG is its depth, which Pillow hides in colour images.
-        if image.format == "PNG" and begin[24] > 8:
-            return Problem("16 bits a channel", "map the range that matters to 8 bits")
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            return Problem(f"mode {image.mode}", "convert it to RGB")
-        image.load()
-        # Damaged metadata says nothing of a turn.
-        with contextlib.suppress(Exception):
+    stream: IO[bytes] | io.BytesIO, begin: bytes, side: int, multiple: int, *, scans: int, large: bool
+) -> UInt8[np.ndarray, "side side _"] | Problem | None:
+    image = Image.open(stream, formats=("PNG", "JPEG"))
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        return Problem(f"{width}x{height} pixels", "reduce it")
+    if scans > _MAX_SCANS or scans * width * height > _MAX_DECODED:
+        more = "more than " if scans > _MAX_SCANS else ""
+        return Problem(
+            f"a JPEG of {width}x{height} pixels in {more}{min(scans, _MAX_SCANS)} scans", "save it as a baseline JPEG"
+        )
+    if min(width, height) < side:
+        most = min(width, height) // multiple * multiple
+        fix = f"set data.side to {most} or less" if most else "leave it out"
+        fix += f", in steps of {multiple} for the network" if most and multiple > 1 else ""
+        return Problem(f"{width}x{height} pixels", fix)
+    # Byte 24 of a PNG is its depth, which Pillow hides in colour images.
+    if image.format == "PNG" and begin[24] > 8:
+        return Problem("16 bits a channel", "map the range that matters to 8 bits")
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        return Problem(f"mode {image.mode}", "convert it to RGB")
+    if width * height > _LARGE and not large:
+        return None
+    image.load()
+    # Damaged metadata says nothing of a turn.
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            if image.getchannel("A").getextrema() != (255, 255):
-                return Problem("transparent pixels", "flatten it on a background of your choice")
-        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-        return np.asarray(_to_square(image, side)).reshape(side, side, -1)
+    if image.has_transparency_data:
+        image = _as(image, "RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            return Problem("transparent pixels", "flatten it on a background of your choice")
+    image = _as(image, "L" if image.mode in ("1", "L") else "RGB")
+    return np.asarray(_to_square(image, side)).reshape(side, side, -1)
+
+
+def _as(image: Image.Image, mode: str) -> Image.Image:
+    """In another mode; in its own it is not copied."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _refuse_bad(bad: Sequence[tuple[str, Problem]], total: int, side: int) -> None:
@@ -383,5 +408,6 @@ def _to_square(image: Image.Image, side: int) -> Image.Image:
     """The largest square about the centre, reduced to `side` by averaging areas; of that size it stays as it is."""
     cut = min(image.size)
     left, top = (image.width - cut) // 2, (image.height - cut) // 2
-    image = image.crop((left, top, left + cut, top + cut))
+    if image.width != image.height:
+        image = image.crop((left, top, left + cut, top + cut))
     return image if cut == side else image.resize((side, side), Image.Resampling.BOX)
