@@ -5,19 +5,21 @@ import hashlib
 import importlib
 import io
 import os
-import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from ..core.errors import RequestError, check
-from ..core.files import open_plain, read_json_file
+from ..core.files import open_plain
 from ..core.paths import local_path
 from ..core.terminal import say
 from .files import check_bytes, explain
+from .prepared import check_set, check_shards, find_set
 
 # The paper's seven sets at 28x28, with the MD5 of the official files (medmnist 3.0.2).
 MEDMNIST = {
@@ -34,11 +36,6 @@ MORE_MEDMNIST = ("dermamnist", "octmnist", "organamnist", "organcmnist", "tissue
 MEDMNIST_SIDES = (28, 64, 128, 224)
 URL = "https://zenodo.org/records/10519652/files/{file}?download=1"
 _TIMEOUT = 30  # seconds without a byte
-_TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)*(:[\d.]+)?")
-# TFDS imports the module of the class that a set's features.json names.
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type", "proto_cls")
-_TFDS_CLASS = re.compile(r"tensorflow_datasets\.core\.features(\.[a-z_]\w*)*\.[A-Z]\w*|tensorflow_datasets\.[A-Z]\w*")
-_PLAIN_FEATURES = ("Image", "ClassLabel", "FeaturesDict", "Tensor", "Text")  # names without a module load none
 
 
 def medmnist_file(name: str, *, side: int, directory: str, download: bool) -> tuple[Path, str]:
@@ -95,37 +92,36 @@ def read_tfds(name: str, *, directory: str) -> tuple[dict[str, UInt8[np.ndarray,
       RequestError: the package is missing, the set is not there or not in array_record files, has no train split, or
         its images are not uint8 of one shape with 1 or 3 channels.
     """
-    check(
-        bool(_TFDS_NAME.fullmatch(name)) and ".." not in name,
-        "data.name",
-        got=ascii(name)[:100],
-        expected="a set that TFDS has prepared here, as NAME, NAME/CONFIG or NAME/CONFIG:VERSION",
-        fix="correct it; sets of other people's namespaces bring code of their own",
-    )
-    place = directory or os.environ.get("TFDS_DATA_DIR", "") or "~/tensorflow_datasets"
-    check_features(local_path("data.directory", place) / re.split("[/:]", name)[0])
+    given = directory or os.environ.get("TFDS_DATA_DIR", "") or "~/tensorflow_datasets"
+    place = find_set(name, local_path("data.directory", given))
+    if place:
+        check_set(place)
     tfds = _import_extra("tensorflow_datasets", "tfds", "data.source=tfds")
     _import_extra("array_record", "tfds", "data.source=tfds")
-    place = str(local_path("data.directory", place))
     problem, images, version, num_bytes = "", {}, "", 0
     try:
-        builder = tfds.builder(name, data_dir=place, try_gcs=False)
-        version = str(builder.version)
-        for split, keys in {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}.items():
-            for key in keys:
-                if split in images or key not in builder.info.splits:
-                    continue
-                source = builder.as_data_source(split=key)
-                first = np.asarray(source[0]["image"])
-                num_bytes += len(source) * first.nbytes
-                check_bytes("data.name", num_bytes)
-                array = np.empty((len(source), *first.shape), np.uint8)
-                for i in range(len(source)):
-                    image = np.asarray(source[i]["image"])
-                    if image.dtype != np.uint8 or image.shape != first.shape:
-                        raise ValueError(f"images of {image.dtype} {image.shape} and uint8 {first.shape}")
-                    array[i] = image
-                images[split] = array
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if not place:
+                raise FileNotFoundError("no such set, config or version")
+            builder = tfds.builder_from_directory(place)  # not by its name, which could load code
+            version = str(builder.version)
+            for split, keys in {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}.items():
+                for key in keys:
+                    if split in images or key not in builder.info.splits:
+                        continue
+                    check_shards(place, [os.fspath(path) for path in builder.info.splits[key].filepaths])
+                    source = builder.as_data_source(split=key)
+                    first = np.asarray(source[0]["image"])
+                    num_bytes += len(source) * first.nbytes
+                    check_bytes("data.name", num_bytes)
+                    array = np.empty((len(source), *first.shape), np.uint8)
+                    for i in range(len(source)):
+                        image = np.asarray(source[i]["image"])
+                        if image.dtype != np.uint8 or image.shape != first.shape:
+                            raise ValueError(f"images of {image.dtype} {image.shape} and uint8 {first.shape}")
+                        array[i] = image
+                    images[split] = array
     except RequestError:
         raise
     except Exception as error:  # TFDS raises what its many parts do
@@ -143,33 +139,6 @@ def read_tfds(name: str, *, directory: str) -> tuple[dict[str, UInt8[np.ndarray,
         fix=f"tfds.builder('{name}', data_dir=..., file_format='array_record').download_and_prepare()",
     )
     return images, {"version": version}
-
-
-def check_features(directory: Path) -> None:
-    """Refuses a set of TFDS whose `features.json` names a class that is not TFDS's own: its module would be run.
-
-    Raises:
-      RequestError: there is such a name, or the file is no JSON.
-    """
-    for path in sorted(directory.glob("**/features.json")):
-        fix = "get the set from those who prepared it with TFDS's own features"
-        try:
-            names = _class_names(read_json_file(path, most=2**20))
-        except (OSError, ValueError) as error:
-            raise RequestError(f"features.json: got {explain(error)}, expected JSON of TFDS; fix: {fix}") from error
-        for name in names:
-            own = name in _PLAIN_FEATURES or _TFDS_CLASS.fullmatch(name)
-            check(bool(own), "features.json", got=f"the class {ascii(name)[:100]}", expected="TFDS's own", fix=fix)
-
-
-def _class_names(value: Any) -> list[str]:
-    """Names of Python classes in the JSON of features, in its present form and in older ones."""
-    if isinstance(value, list):
-        return [name for part in value for name in _class_names(part)]
-    if not isinstance(value, dict):
-        return []
-    own = [value[key] for key in _CLASS_KEYS if isinstance(value.get(key), str)]
-    return own + [name for part in value.values() for name in _class_names(part)]
 
 
 def _official(name: str, side: int, file: str) -> tuple[str, str]:
