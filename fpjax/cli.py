@@ -88,16 +88,25 @@ def _read_small(flag: str, path: str, *, expected: str) -> bytes:
         raise RequestError(f"{flag}: got {got}, expected {expected}; fix: correct it") from error
 
 
-def _check_flagfiles(argv: list[str], *, depth: int = 0) -> None:
-    """Refuses files of flags, and those that they name, that absl would read without end."""
-    for i, word in enumerate(argv):
-        flag, equals, value = word.strip().partition("=")
-        if flag in ("--flagfile", "-flagfile") and (equals or i + 1 < len(argv)):
-            path = value if equals else argv[i + 1]
-            expected = "a file of flags of at most 1 MiB, within at most 9 others"
-            check(depth < 9, f"--flagfile={path}", got="files within files", expected=expected, fix="write them as one")
-            lines = _read_small(f"--flagfile={path}", path, expected=expected).decode(errors="replace").splitlines()
-            _check_flagfiles(lines, depth=depth + 1)
+def _with_flagfiles(argv: list[str], *, depth: int = 0) -> list[str]:
+    """The command line with the flags of files, and of those that they name, in place of the files.
+
+    absl reads them too, but without end, and configs that they name would not be looked at here.
+    """
+    found, words = [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in ("--flagfile", "-flagfile"):
+            found.append(word)
+            continue
+        path = value if equals else next(words, "")
+        expected = "a file of flags of at most 1 MiB, within at most 9 others"
+        check(depth < 9, f"--flagfile={path}", got="files within files", expected=expected, fix="write them as one")
+        content = _read_small(f"--flagfile={path}", str(local_path("--flagfile", path)), expected=expected)
+        lines = [line.strip() for line in content.decode(errors="surrogateescape").splitlines()]
+        given = [line for line in lines if line and not line.startswith(("#", "//"))]
+        found += _with_flagfiles(given, depth=depth + 1)
+    return found
 
 
 def _with_paths(argv: list[str]) -> list[str]:
@@ -171,8 +180,7 @@ def _parse(argv: list[str]) -> list[str]:
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(CONFIG_SECONDS)
     try:
-        _check_flagfiles(argv)
-        argv = _with_paths(argv)
+        argv = _with_paths(_with_flagfiles(argv))
         # Only here: it reads the default config, and what the command line says of its fields.
         config_flags.DEFINE_config_file(
             "config", str(DIRECTORY / "phantom.py"), "Name or file of a config.", lock_config=True

@@ -1,6 +1,7 @@
 """Data sets that others publish: MedMNIST files, found or downloaded, and TensorFlow Datasets on this disk."""
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import io
@@ -35,6 +36,7 @@ MEDMNIST = {
 MORE_MEDMNIST = ("dermamnist", "octmnist", "organamnist", "organcmnist", "tissuemnist")
 MEDMNIST_SIDES = (28, 64, 128, 224)
 URL = "https://zenodo.org/records/10519652/files/{file}?download=1"
+_MAX_MEDMNIST = 2**28 // 28**2  # bytes of a file by the pixels of an image: of the largest set's, uncompressed
 _TIMEOUT = 30  # seconds without a byte
 
 
@@ -66,8 +68,11 @@ def medmnist_file(name: str, *, side: int, directory: str, download: bool) -> tu
     if path is None:
         path = Path(places[0], file)
         _download(url, path, md5=expected, by_hand=by_hand)
+    most = _MAX_MEDMNIST * side**2
     try:
         with open_plain(path) as stream:
+            if (size := os.fstat(stream.fileno()).st_size) > most:
+                raise OSError(errno.EFBIG, f"{size:,} bytes")
             md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
             got = f"MD5 {md5} ({stream.tell()} bytes)"
     except OSError as error:

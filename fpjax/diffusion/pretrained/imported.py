@@ -5,7 +5,9 @@ takes the models trained here: it predicts epsilon of the config's `sde`, and is
 """
 
 import dataclasses
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 from ...core.errors import RequestError, check
@@ -15,7 +17,9 @@ from ..sampling import SamplerSettings
 from ..sde import DiscreteVP, Process
 from .architecture import Architecture, read_architecture
 from .scheduler import Scheduler, read_scheduler
-from .weights import model_files, read_params
+from .weights import MAX_HEADER, MAX_NUMBERS, check_params, model_files
+
+_MAX_FILE = 8 * MAX_NUMBERS + MAX_HEADER + 8  # bytes, of one with all weights in float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,8 @@ def file_digests(directory: Path) -> dict[str, str]:
     for path in model_files(directory):
         try:
             with open_plain(path) as file:
+                if (size := os.fstat(file.fileno()).st_size) > _MAX_FILE:
+                    raise OSError(errno.EFBIG, f"{size:,} bytes")
                 digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise RequestError(
@@ -101,7 +107,7 @@ def read_imported(directory: Path, *, without_scheduler: bool = False) -> Import
     )
     scheduler = None if without_scheduler else read_scheduler(directory)
     # Their sizes, and whether they are numbers, before any compute or file; they are kept when they are taken in.
-    read_params(directory, architecture)
+    check_params(directory, architecture)
     imported = Imported(architecture, scheduler, file_digests(directory))
     if scheduler:
         check(

@@ -1,8 +1,10 @@
 """Weights of a diffusers UNet2DModel, by its names and axes, as ours; safetensors alone, never pickle."""
 
 import functools
+import itertools
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ VARIANTS = ("", ".fp16", ".bf16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MAX_WEIGHTS = 20_000  # the largest UNet has a few thousand
 MAX_HEADER = 2**23  # bytes of a safetensors header, of which a weight takes about a hundred
+MAX_SHARDS = 1000
+MAX_NUMBERS = 2**30  # in all weights, 4 GiB; the largest UNets of pixels have half as many
+_CHUNK = 2**22  # numbers that are looked at at a time
+_MAPPED = 2**26  # numbers that are read before a file is opened anew
 DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -151,10 +157,10 @@ def _weight_files(directory: Path) -> list[Path]:
             files = read_fields(index).get("weight_map")
             files = list(files.values()) if isinstance(files, dict) else []
             check(
-                len(files) > 0 and all(map(_is_name, files)),
+                len(files) > 0 and all(map(_is_name, files)) and len(set(files)) <= MAX_SHARDS,
                 f"{index}: weight_map",
                 got=short(files),
-                expected="a file of this directory for each weight",
+                expected=f"a file of this directory for each weight, at most {MAX_SHARDS:,} of them",
                 fix="copy the directory again",
             )
             return [directory / name for name in sorted(set(files))]
@@ -194,6 +200,14 @@ def find_weights(directory: Path, architecture: Architecture) -> dict[str, tuple
     """
     directory = part_file(directory, "unet", "config.json").parent
     expected, _ = _expected(architecture.settings, architecture.channels)
+    numbers = sum(map(math.prod, expected.values()))
+    check(
+        numbers <= MAX_NUMBERS,
+        f"{directory / 'config.json'}",
+        got=f"a model of {numbers:,} weights",
+        expected=f"at most {MAX_NUMBERS:,}",
+        fix="audit a smaller model",
+    )
     stored: dict[str, tuple[Path, str]] = {}
     parts: dict[str, tuple[Any, str]] = {}
     for path in _weight_files(directory):
@@ -230,21 +244,43 @@ def read_params(directory: Path, architecture: Architecture) -> Any:
     Raises:
       RequestError: as `find_weights`, or weights are not finite.
     """
-    arrays: dict[str, np.ndarray] = {}
-    found = find_weights(directory, architecture)
-    for path in sorted({path for path, _ in found.values()}):
+    expected, tree = _expected(architecture.settings, architecture.channels)
+    arrays = {name: np.empty(shape, np.float32) for name, shape in expected.items()}
+    for name, rows, part in _finite_parts(find_weights(directory, architecture), expected):
+        arrays[name][rows] = part
+    return jax.tree_util.tree_unflatten(tree, [jnp.asarray(_to_ours(name, arrays.pop(name))) for name in expected])
+
+
+def check_params(directory: Path, architecture: Architecture) -> None:
+    """Refuses what `read_params` would, and keeps no more than a part of a weight in memory."""
+    expected, _ = _expected(architecture.settings, architecture.channels)
+    for _ in _finite_parts(find_weights(directory, architecture), expected):
+        pass
+
+
+def _finite_parts(
+    found: dict[str, tuple[Path, str]], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, slice, np.ndarray]]:
+    """Weights in float32, some rows of each at a time, and refused if they are not finite."""
+    parts, begin = [], 0  # and how many numbers come before each
+    for name, (path, theirs) in sorted(found.items(), key=lambda item: item[1]):
+        rows, row = shapes[name][0], math.prod(shapes[name][1:])
+        for first in range(0, rows, step := max(1, _CHUNK // row)):
+            parts.append((path, begin, name, theirs, slice(first, min(first + step, rows))))
+            begin += step * row
+    # What is read of a file stays in memory until it is closed.
+    for (path, _), some in itertools.groupby(parts, lambda part: (part[0], part[1] // _MAPPED)):
         with safe_open(path, framework="numpy") as file, np.errstate(over="ignore"):
-            for name, theirs in [(name, theirs) for name, (place, theirs) in found.items() if place == path]:
-                arrays[name] = np.asarray(file.get_tensor(theirs)).astype(np.float32)
+            for _, _, name, theirs, rows in some:
+                numbers = np.asarray(file.get_slice(theirs)[rows]).astype(np.float32, copy=False)
                 check(
-                    bool(np.isfinite(arrays[name]).all()),
+                    bool(np.isfinite(numbers).all()),
                     f"{path}: {theirs}",
                     got="values that are not finite",
                     expected="finite float32 values",
                     fix="save the model again, in float32",
                 )
-    expected, tree = _expected(architecture.settings, architecture.channels)
-    return jax.tree_util.tree_unflatten(tree, [jnp.asarray(_to_ours(name, arrays[name])) for name in expected])
+                yield name, rows, numbers
 
 
 def _check_weight(what: str, shape: Iterable[int], dtype: str, expected: tuple[int, ...]) -> None:
