@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fpjax.core import store
 from fpjax.core.errors import RequestError
 from fpjax.data import arrays, folder
 from fpjax.data.arrays import read_arrays
@@ -29,6 +30,19 @@ class TestArrays:
         assert read_arrays(write_arrays(tmp_path / "grey.npz")).images["val"].shape == (3, 8, 8, 1)
         colour = {f"{split}_images": np.ones((2, 8, 8, 3), np.uint8) for split in SPLITS}
         assert read_arrays(write_arrays(tmp_path / "colour.npz", **colour)).images["test"].shape == (2, 8, 8, 3)
+
+    def test_a_list_of_very_many_members_is_not_read(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+            archive.writestr("a", b"")
+        content = (tmp_path / "x.npz").read_bytes()
+        member, end = content[content.index(b"PK\1\2") : -22], content[-22:]
+        number = 2**22 // len(member) + 1
+        end = end[:8] + b"\xff" * 4 + (number * len(member)).to_bytes(4, "little") + end[16:]
+        (tmp_path / "x.npz").write_bytes(content[: content.index(b"PK\1\2")] + member * number + end)
+        with refused("'x.npz': got ValueError: more than 4,194,304 bytes at once, such as a list of very many members"):
+            read_arrays(tmp_path / "x.npz")
+        with refused("x.npz: got a missing or damaged file"):
+            store.read_arrays(tmp_path / "x.npz")
 
     def test_one_array_is_read_from_npz_and_npy_in_any_memory_order(self, tmp_path):
         images = phantom_images(5, side=8, seed=0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fpjax.core.compilation import jit_once
+from fpjax.core.errors import RequestError
 from fpjax.core.images import to_model
 from fpjax.core.records import from_content, to_content
 from fpjax.core.store import read_json
@@ -138,6 +139,14 @@ def test_the_stored_weights_are_the_files(finished, source):
     stored = open_job(make_config(config), run).score_params
     original = read_params(source / "model", read_imported(source / "model").architecture)
     jax.tree.map(np.testing.assert_array_equal, stored, original)
+
+
+def test_the_digest_of_a_file_without_end_is_not_waited_for(source, tmp_path):
+    shutil.copytree(source / "model", tmp_path / "model")
+    with (tmp_path / "model/config.json").open("ab") as file:
+        file.truncate(10**12)
+    with pytest.raises(RequestError, match=r"config.json: got 1,000,000,000,000 bytes, expected a file of the model"):
+        file_digests(tmp_path / "model")
 
 
 def test_another_model_or_none_in_the_same_directory_is_refused(finished, source, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import re
 import shutil
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fpjax import cli
+from fpjax.core.errors import RequestError
 from fpjax.data.phantom import phantom_images
 
 from .conftest import RESULTS, ROOT, launch, medmnist
@@ -37,6 +40,25 @@ def test_all_stages_run_and_end_with_the_verdict(smoke):
     assert "http://" not in html
     assert "https://" not in html
     assert html.count("data:image/png;base64,") >= 5
+
+
+def test_files_of_flags_are_read_as_the_command_line_is(environment, tmp_path):
+    flags, outer = tmp_path / "flags", tmp_path / "outer"
+    os.mkfifo(tmp_path / "pipe.py")
+    outer.write_text(f"# these\n\n  --flagfile={flags}\n// and\n--dry_run\n")
+    for config in ("/dev/zero", str(tmp_path / "pipe.py")):
+        flags.write_text(f"--config={config}\n")
+        for given in ([f"--flagfile={outer}"], ["--flagfile", str(outer)]):
+            with pytest.raises(RequestError, match=f"--config={config}: got no plain file, expected a file of at most"):
+                cli._with_paths(cli._with_flagfiles(["launch.py", *given]))
+    flags.write_text("--config=smoke\n")
+    command = [sys.executable, str(ROOT / "launch.py"), "--flagfile=~/outer", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        command, env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "to do" in done.stdout
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

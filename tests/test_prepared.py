@@ -80,7 +80,7 @@ def test_foreign_classes_are_refused_before_tfds_is_imported(tmp_path, name):
     directory = prepared(tmp_path / "elsewhere", features=FOREIGN[name])
     (tmp_path / "tfds/mine").mkdir(parents=True)
     (tmp_path / "tfds/mine/1.0.0").symlink_to(directory)
-    with refused("features.json: got \w+ .*, expected features of TFDS"):
+    with refused(r"features.json: got \w+ .*, expected features of TFDS"):
         read_tfds("mine", directory=str(tmp_path / "tfds"))
 
 

@@ -158,6 +158,12 @@ class TestDownload:
             load(DataSettings(name="breastmnist", directory=str(tmp_path)))
         assert served["requests"] == 0
 
+    def test_a_file_without_end_is_not_read(self, tmp_path):
+        with (tmp_path / "breastmnist.npz").open("wb") as file:
+            file.truncate(10**12)
+        with refused("breastmnist.npz: got 1,000,000,000,000 bytes, expected MD5"):
+            load(DataSettings(name="breastmnist", directory=str(tmp_path)))
+
     def test_other_sets_and_sizes_come_from_the_registry(self, served, monkeypatch):
         md5 = hashlib.md5(served["content"]).hexdigest()
         entry = {"url": f"{served['url']}a", "MD5": md5, "url_64": f"{served['url']}b", "MD5_64": md5}

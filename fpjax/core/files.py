@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MAX_JSON = 2**26  # bytes
+_MAX_PIECE = 2**22  # bytes that are read of an archive at a time
 _MAX_NESTED = 10**6  # arrays and objects in one JSON text: each takes many times its two bytes
 
 
@@ -53,6 +54,32 @@ def read_plain(path: str | os.PathLike[str], *, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes")
     return content
+
+
+class Bounded(io.RawIOBase):
+    """A file that refuses to be read in large pieces: zipfile takes the list of members in one, be they millions."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream = stream
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Some bytes; ValueError: they would be more than a few megabytes."""
+        content = self.stream.read(_MAX_PIECE + 1 if size is None or size < 0 else min(size, _MAX_PIECE + 1))
+        if len(content) > _MAX_PIECE:
+            raise ValueError(f"more than {_MAX_PIECE:,} bytes at once, such as a list of very many members")
+        return content
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Goes to a place."""
+        return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self.stream.tell()
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
 
 
 def parse_json(content: bytes) -> Any:

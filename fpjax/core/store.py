@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from .errors import RequestError, check
-from .files import is_temporary, open_own, open_plain, read_json_file, replacing, write_bytes
+from .files import Bounded, is_temporary, open_own, open_plain, read_json_file, replacing, write_bytes
 
 SCHEMA_VERSION = 4
 LOCK = ".lock"
@@ -99,7 +99,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       RequestError: if the file is missing or damaged.
     """
     try:
-        with open_plain(path) as stream, np.load(stream, allow_pickle=False) as file:
+        with open_plain(path) as stream, np.load(Bounded(stream), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     # NumPy, zipfile and zlib raise a dozen unrelated types on damaged files.
     except Exception as error:

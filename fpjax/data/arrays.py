@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 from ..core.errors import RequestError, check
-from ..core.files import open_plain
+from ..core.files import Bounded, open_plain
 from ..core.paths import LFS_POINTER
 from .files import MAX_SIDE, SPLITS, Read, check_bytes, explain
 
@@ -83,7 +83,7 @@ def read_arrays(path: Path, *, group: str = "") -> Read:
 
 def _read_npz(path: Path, stream: IO[bytes], group: str) -> Read:
     """The members that hold images and groups, checked against what the archive says of them."""
-    with zipfile.ZipFile(stream) as archive:
+    with zipfile.ZipFile(Bounded(stream)) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
         plain = all(

@@ -106,7 +106,7 @@ def answer(case: Case, directory: Path, bases: Bases) -> Answer:
     given, run = case.flags(directory, bases), directory / "run"
     begun, before = run.exists(), _state(directory, run)
     own = any(flag.startswith(("--workdir", "--verify", "--key")) for flag in given)
-    config = [] if any(flag.startswith("--config=") for flag in given) else [SMOKE]
+    config = [] if any(flag.startswith(("--config=", "--flagfile")) for flag in given) else [SMOKE]
     argv = ["launch.py", *config, *given, *([] if own else [f"--workdir={run}"])]
 
     def program() -> int:

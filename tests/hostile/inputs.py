@@ -49,6 +49,11 @@ def _configs() -> Iterator[Case]:
     yield Case("flagfile: /dev/zero", lambda d, _: ["--flagfile=/dev/zero"])
     yield Case("flagfile: a pipe", lambda d, _: ["--flagfile", str(fifo(d / "flags"))])
     yield Case("flagfile: itself", lambda d, _: [f"--flagfile={written(d / 'flags', f'--flagfile={d}/flags')}"])
+    for name, make in {"/dev/zero": lambda d: "/dev/zero", "a pipe": lambda d: str(fifo(d / "c.py"))}.items():
+        yield Case(
+            f"flagfile: the config of {name}",
+            lambda d, _, m=make: [f"--flagfile={written(d / 'flags', f'--config={m(d)}')}"],
+        )
     yield Case("flagfile: escapes", lambda d, _: [f"--flagfile={written(d / 'flags', '--' + ESCAPES)}"])
 
 
@@ -97,6 +102,15 @@ def _archive(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+def _members(number: int) -> bytes:
+    """An archive's list of members alone, in the form that has room for their number."""
+    listed = (b"PK\1\2" + bytes(24) + struct.pack("<H", 7) + bytes(16) + b"%07d" % i for i in range(number))
+    content = b"".join(listed)
+    end = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, number, number, len(content), 0)
+    end += struct.pack("<4sIQI", b"PK\6\7", 0, len(content), 1)
+    return content + end + b"PK\5\6" + bytes(4) + b"\xff" * 12 + bytes(2)
+
+
 def _npy(shape: str, *, data: bytes = b"", descr: str = "|u1") -> bytes:
     head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head) + 1) + head + b"\n" + data
@@ -113,6 +127,7 @@ _ARRAYS: dict[str, Callable[[], bytes]] = {
     "a bomb of 4 GB": lambda: _archive({"train_images.npy": _npy("(65536, 256, 256)", data=bytes(2**22))}),
     "members out of the directory": lambda: _archive({"../train_images.npy": b""}),
     "a thousand members too many": lambda: _archive({f"a{i}.npy": b"" for i in range(2000)}),
+    "a million members": lambda: _members(10**6),
     "names with escapes": lambda: _archive({ESCAPES: b""}),
     "floats": lambda: _npz(train_images=np.zeros((4, 8, 8), np.float32)),
     "half a file": lambda: _npz(train_images=np.zeros((40, 8, 8), np.uint8))[:200],
@@ -128,17 +143,31 @@ def _arrays() -> Iterator[Case]:
     yield Case("npz: 100 GB", lambda d, _: [*source, f"--config.data.path={sparse(d / 'x', 10**11, begin=begin)}"])
 
 
-def _png(width: int, height: int, *, chunks: bytes = b"") -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunks + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+def _png(width: int, height: int, *, chunks: bytes = b"", kind: int = 0, size: int = 1000) -> bytes:
+    """A PNG of a kind of pixels, and so many bytes of them."""
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
+    pixels = _chunk(b"IDAT", zlib.compress(bytes(size)))
+    return b"\x89PNG\r\n\x1a\n" + head + chunks + pixels + _chunk(b"IEND", b"")
 
 
 def _text_bomb() -> bytes:
-    content = b"a\0\0" + zlib.compress(bytes(2**28))
-    return struct.pack(">I", len(content)) + b"zTXt" + content + struct.pack(">I", zlib.crc32(b"zTXt" + content))
+    return _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**28)))
+
+
+def _segments(content: bytes) -> bytes:
+    """A JPEG with something before its first segment."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG")
+    return file.getvalue()[:2] + content + file.getvalue()[2:]
+
+
+def _many(directory: Path, png: bytes, *, number: int = 4) -> None:
+    for i in range(number):
+        written(directory / f"{i}.png", png)
 
 
 def _scans(side: int, number: int) -> bytes:
@@ -174,6 +203,10 @@ _IMAGES: dict[str, Callable[[Path], Any]] = {
     "a PNG of 100 GB": lambda f: sparse(f / "x.png", 10**11, begin=_png(8, 8)),
     "a JPEG in 60,000 scans": lambda f: written(f / "x.jpg", _scans(2000, 60_000)),
     "a JPEG in 90 scans of 64 megapixels": lambda f: written(f / "x.jpg", _scans(8000, 90)),
+    "a JPEG in 5 million segments": lambda f: written(f / "x.jpg", _segments(b"\xff\xe5\0\2" * 5_000_000)),
+    "a JPEG after 50 MB of padding": lambda f: written(f / "x.jpg", _segments(b"\xff" * 50_000_000)),
+    "a PNG in 2 million chunks": lambda f: written(f / "x.png", _png(64, 64, chunks=_chunk(b"abCd", b"") * 2_000_000)),
+    "PNGs of 64 megapixels with alpha": lambda f: _many(f, _png(8000, 8000, kind=6, size=8000 * 32001)),
     "HTML": lambda f: written(f / "x.png", b"<html>"),
     "folders 1,500 deep": lambda f: (f.mkdir(), _deep(f)),
     "names with escapes": lambda f: written(f / (ESCAPES.replace("\x00", "").replace("/", "") + ".png"), b"x"),
@@ -206,6 +239,23 @@ def _tfds() -> Iterator[Case]:
             return ["--config.data.source=tfds", "--config.data.name=mine", f"--config.data.directory={directory}/tfds"]
 
         yield Case(f"tfds: {name}", flags)
+    evil = {"pythonClassName": "evil.Feature"}
+    sound = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"}
+    for name, features, info in (
+        ("a module behind a link", evil, {}),
+        ("a module in dataset_info.json", sound, {"features": evil}),
+        ("JSON in JSON", sound | {"jsonFeature": {"json": json.dumps({"image": {"type": "evil.Feature"}})}}, {}),
+    ):
+
+        def linked(directory: Path, _: Bases, features: Any = features, info: Any = info) -> list[str]:
+            written(directory / "elsewhere/features.json", json.dumps(features))
+            written(directory / "elsewhere/dataset_info.json", json.dumps(info))
+            (directory / "tfds/mine").mkdir(parents=True)
+            (directory / "tfds/mine/1.0.0").symlink_to(directory / "elsewhere")
+            written(directory / "evil.py", f"open({str(directory / 'owned')!r}, 'w')")
+            return ["--config.data.source=tfds", "--config.data.name=mine", f"--config.data.directory={directory}/tfds"]
+
+        yield Case(f"tfds: {name}", linked)
     source = ["--config.data.source=tfds", "--stage=data"]
     yield Case("tfds: a namespace", lambda d, _: [*source, "--config.data.name=kaggle:mine"])
     yield Case("tfds: a path", lambda d, _: [*source, f"--config.data.name={d}/x"])

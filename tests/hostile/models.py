@@ -110,6 +110,10 @@ def models() -> Iterator[Case]:
         lambda m: (m / weights).write_bytes(struct.pack("<Q", header) + b'{"a":{}' + b" " * (header - 8) + b"}"),
     )
     yield _model_case("a million weights", lambda m: (m / weights).write_bytes(_many_weights(10**6)))
+    yield _model_case(
+        "a model of 4,096 channels",
+        lambda m: _field(m / "config.json", "block_out_channels", str([4096])),
+    )
     yield _model_case("weights in a pipe", lambda m: replaced(m / weights, fifo))
     yield _model_case("weights of 100 GB", lambda m: os.truncate(m / weights, 10**11))
     yield _model_case("config in a pipe", lambda m: replaced(m / "config.json", fifo))
