@@ -4,6 +4,7 @@ Pillow goes through chunks, segments and padding in Python, and through all pixe
 are: some megabytes of empty ones take minutes.
 """
 
+import io
 import re
 from typing import IO
 
@@ -16,7 +17,7 @@ _SCAN, _END = 0xDA, 0xD9
 _BARE = {0x01, *range(0xD0, 0xDA)}  # marks without a length
 
 
-def png_parts(stream: IO[bytes]) -> int:
+def png_parts(stream: IO[bytes] | io.BytesIO) -> int:
     """Chunks of a PNG; of more than `MAX_PARTS` no more than one is counted."""
     size, place, parts = stream.seek(0, 2), 8, 0
     while place < size and parts <= MAX_PARTS:
