@@ -64,7 +64,8 @@ def get_config() -> ConfigDict:
                 "freq_shift": 0.0,  # diffusers' defaults
                 "center_input_sample": False,  # images are in [-1, 1] already
                 "dropout": 0.1,
-                "dtype": "float32",  # bfloat16 on accelerators
+                "dtype": "auto",  # bfloat16 where the device computes in it, float32 elsewhere; or one of these
+                "kernels": "auto",  # pallas on an NVIDIA GPU where they prove right, xla elsewhere; or one of these
                 "remat": False,  # True: less memory in training for about a third more time
             },
             "score": {
@@ -112,7 +113,7 @@ def get_config() -> ConfigDict:
                 "block": "bottleneck",  # bottleneck | basic: of 50 layers and more, or of 18 and 34
                 "width": 64,
                 "stem": "small",  # 3x3: the ImageNet stem would leave 28x28 images at 7x7 before the first block
-                "dtype": "float32",  # bfloat16 on accelerators
+                "dtype": "auto",
             },
             "classifiers": {
                 "path": "",  # work directory of a run with the same targets, whose classifiers are used (Table 1)

@@ -8,6 +8,7 @@
 %s --config=... --dry_run                  what would be done, and how much work it is
 %s --config=... --stage=check              what it could find, on this machine, and how long it takes
 %s --config=... --stage=benchmark          how fast its networks run here
+%s --config=... --stage=benchmark --target=h200    what bounds them on an accelerator that is not here
 %s --config=... --fail_on=leak             for release pipelines: exit status 3 if a leak is found
 %s --config=... --sign=KEY                 with a signature of all its files (docs/signing.md)
 %s --verify=DIR --key=PUB                  whether a signed run is as it was
@@ -18,6 +19,7 @@ Exit status: 0 done (also when a leak is found), 1 stopped, 2 the request was wr
 
 import importlib
 import io
+import os
 import re
 import signal
 import sys
@@ -46,6 +48,7 @@ _SIGN = flags.DEFINE_string("sign", "", "Private key (PEM, Ed25519) to sign the 
 _VERIFY = flags.DEFINE_string("verify", "", "Directory of a signed run: check that nothing was changed, and stop.")
 _KEY = flags.DEFINE_string("key", "", "Public key (PEM) that --verify checks by.")
 _TIMEOUT = flags.DEFINE_integer("coordinator_timeout", 300, "Seconds in which all processes must be there.")
+_TARGET = flags.DEFINE_string("target", "", "With --stage=benchmark: h100, h200, v5e or v6e, compiled for, not run.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show what would be done and stop.")
 
 
@@ -223,6 +226,9 @@ def _parse(argv: list[str]) -> list[str]:
 def main(_: list[str]) -> int:
     """Runs the stages; exit status."""
     logging.set_verbosity(logging.ERROR)
+    if _TARGET.value:
+        # Read when JAX is imported: the CPU is its device, and nothing looks for the accelerators' own machines.
+        os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
     try:
         # Imported only now: a mistyped flag should not wait for JAX.
         from .run import pipeline
@@ -238,6 +244,7 @@ def main(_: list[str]) -> int:
         dry_run=_DRY_RUN.value,
         fail_on=_FAIL_ON.value,
         sign=_SIGN.value,
+        target=_TARGET.value,
         coordinator=_COORDINATOR.value,
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,

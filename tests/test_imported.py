@@ -18,9 +18,9 @@ from fpjax.diffusion.pretrained.imported import Imported, file_digests, read_imp
 from fpjax.diffusion.pretrained.weights import read_params
 from fpjax.diffusion.sde import DiscreteVP, SubVP
 from fpjax.models.unet import UNet, UNetSettings
-from fpjax.run import pipeline, timing
+from fpjax.run import benchmark, pipeline, timing
 from fpjax.run.config import make_config
-from fpjax.run.stages import classifiers, likelihood, open_job, score
+from fpjax.run.stages import open_job
 
 from .stored_models import write_model
 from .test_config import config_of
@@ -284,12 +284,11 @@ def test_models_that_do_not_fit_are_refused(source, tmp_path, capsys, file, cont
 def test_the_check_of_an_imported_model_times_no_training(source, tmp_path, capsys, monkeypatch):
     timed = []
 
-    def time_call(function, *args, batch):
-        timed.append(jax.eval_shape(function, *args))
-        return timing.Timing(batch, 0.1, 1.0, 1.0, 1)
+    def time_program(program):
+        timed.append(jax.eval_shape(program.function, *program.args))
+        return timing.Timing(program.batch, 0.1, 1.0, 1.0, 1, full=program.full)
 
-    for stage in (classifiers, likelihood, score):
-        monkeypatch.setattr(stage, "time_call", time_call)
+    monkeypatch.setattr(benchmark, "time_program", time_program)
     pipeline.main(config_for(source), workdir=str(tmp_path / "run"), stages=["check"])
     out, _ = capsys.readouterr()
     assert len(timed) == 3

@@ -67,7 +67,7 @@ def test_disc_and_data_findings(tmp_path):
 
 
 def test_timing_counts_what_was_asked_for():
-    found = timing.time_call(lambda a: a @ a, jnp.ones((64, 64)), batch=64)
+    found = timing.time_program(timing.Program(lambda a: a @ a, (jnp.ones((64, 64)),), 64))
     assert found.flops == pytest.approx(2 * 64**3, rel=0.05)
     assert found.bytes >= 2 * 4 * 64 * 64
     assert found.per_second == pytest.approx(64 / found.seconds)

@@ -100,6 +100,14 @@ def check_platform() -> None:
         ) from None
 
 
+def computes_bfloat16(device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
+    """Whether a device multiplies bfloat16 natively: TPUs, and NVIDIA GPUs since Ampere (compute capability 8.0)."""
+    if device.platform == "tpu":
+        return True
+    capability = str(getattr(device, "compute_capability", "0"))
+    return device.platform == "gpu" and capability.split(".")[0].isdigit() and float(capability) >= 8.0
+
+
 def recorded() -> dict[str, str]:
     """Variables of `RECORDED` that are set, without what could be a path."""
     found = {name: os.environ[name].split() for name in RECORDED if os.environ.get(name)}

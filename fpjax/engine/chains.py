@@ -31,6 +31,7 @@ from ..diffusion.sampling import Sampler
 from .slots import by_slot, on_each, per_device, pick, slot_mesh
 from .work import NO_TARGET, Work, describe_chain
 
+MAX_SLOTS = 2**16
 MIN_TARGET_ROWS = 64  # of the compiled program, so that it serves other numbers of targets too
 
 
@@ -49,7 +50,7 @@ class EngineSettings:
     compilation_cache: bool = True
 
     def __post_init__(self) -> None:
-        whole("engine", self, names=("slots",), most=2**16)
+        whole("engine", self, names=("slots",), most=MAX_SLOTS)
         whole("engine", self, names=("block_steps",), most=2**14)
 
 
@@ -274,6 +275,25 @@ def slot_shapes(engine: Engine, params: Any) -> Slots:
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=placed),
         jax.eval_shape(slot, params),
     )
+
+
+def block_shapes(engine: Engine, params: Any, num_targets: int = MIN_TARGET_ROWS) -> tuple[Any, ...]:
+    """Arguments of `Engine.advance` as shapes, placed on the engine's devices, to compile it without running it.
+
+    Args:
+      params: of the score, or their shapes.
+    """
+    rows, whole = by_slot(engine.mesh), on_each(engine.mesh)
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), tree)
+
+    devices = engine.mesh.size
+    column = jax.ShapeDtypeStruct((devices * engine.window,), jnp.int32, sharding=rows)
+    counts = jax.ShapeDtypeStruct((devices,), jnp.int32, sharding=rows)
+    key, targets = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((num_targets, *engine.image_shape))))
+    slots = slot_shapes(engine, params)
+    return *placed((params, key, targets)), slots, Queue(column, column, column), counts
 
 
 def evaluations_per_step(engine: Engine, params: Any) -> int:

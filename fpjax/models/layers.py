@@ -8,6 +8,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from .kernels import LANES, fused_norm
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # that networks compute in
 
 
@@ -52,22 +54,33 @@ def halve(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
 
 
 class GroupNorm(nn.Module):
-    """Group norm (Wu & He 2018, arXiv:1803.08494) in float32.
+    """Group norm (Wu & He 2018, arXiv:1803.08494) in float32, and what comes before and after it.
 
     The variance is that of the differences from the mean: mean squares minus squared means lose it to rounding where a
     group is nearly constant.
+
+    Attributes:
+      kernel: compute type of what follows, for one kernel that does all (`kernels.fused_norm`); None: as XLA fuses it.
     """
 
     num_groups: int
     epsilon: float
+    kernel: str | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Args: x: of any float type; the result is float32."""
+    def __call__(
+        self, x: Float[Array, "n h w c"], shift: Float[Array, "n c"] | None = None, *, silu: bool = False
+    ) -> Float[Array, "n h w c"]:
+        """Args: x: of any float type; shift: added before the norm; silu: taken of its result, which is float32."""
         c = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        x = x.astype(jnp.float32)
+        if self.kernel and c // self.num_groups <= LANES:
+            moved = jnp.zeros((len(x), c)) if shift is None else shift.astype(jnp.float32)
+            pixels = x.reshape(len(x), -1, c)
+            norm = fused_norm(pixels, moved, scale, bias, self.num_groups, self.epsilon, silu, DTYPES[self.kernel])
+            return norm.reshape(x.shape)
+        x = (x if shift is None else x + shift[:, None, None, :]).astype(jnp.float32)
 
         def over_group(per_channel: Float[Array, "n c"]) -> Float[Array, "n c"]:
             groups = per_channel.reshape(-1, self.num_groups, c // self.num_groups)
@@ -75,4 +88,5 @@ class GroupNorm(nn.Module):
 
         x = x - over_group(jnp.mean(x, axis=(1, 2)))[:, None, None, :]
         variance = over_group(jnp.mean(jnp.square(x), axis=(1, 2)))
-        return x * (jax.lax.rsqrt(variance + self.epsilon) * scale)[:, None, None, :] + bias
+        y = x * (jax.lax.rsqrt(variance + self.epsilon) * scale)[:, None, None, :] + bias
+        return nn.silu(y) if silu else y

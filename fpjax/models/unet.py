@@ -7,6 +7,7 @@ Images in, images of the same shape out; it knows no SDE, loss or config.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ..core.errors import check, in_range, one_of, positive, whole
+from .convolution import training_convolution
+from .kernels import attends, fused_attention
 from .layers import DTYPES, GroupNorm, fourier_embedding, halve, repeat, timestep_embedding
 
 ACTIVATIONS = {"silu": nn.silu, "mish": jax.nn.mish, "gelu": partial(nn.gelu, approximate=False), "relu": nn.relu}
+KERNELS = ("xla", "pallas")
 MID_BLOCKS = ("attention", "plain", "none")
 RESAMPLING = ("conv", "resnet")
 TIME_EMBEDDINGS = ("positional", "fourier")
@@ -52,6 +56,8 @@ class UNetSettings:
       center_input_sample: images enter as 2 x - 1.
       dropout: rate inside residual blocks while training, in [0, 1).
       dtype: compute type of convolutions and matrix products; parameters and norm statistics stay float32.
+      kernels: "xla", or "pallas": attention and norms as kernels for NVIDIA GPUs (`kernels`), interpreted elsewhere;
+        what these do not take stays plain XLA. Such a network has reverse derivatives alone.
       remat: recompute residual blocks in the backward pass instead of storing what is inside them.
     """
 
@@ -76,6 +82,7 @@ class UNetSettings:
     center_input_sample: bool = False
     dropout: float = 0.1
     dtype: str = "float32"
+    kernels: str = "xla"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -131,6 +138,7 @@ class UNetSettings:
         one_of("model.upsample_type", self.upsample_type, RESAMPLING)
         one_of("model.time_embedding_type", self.time_embedding_type, TIME_EMBEDDINGS)
         one_of("model.dtype", self.dtype, DTYPES)
+        one_of("model.kernels", self.kernels, KERNELS)
 
     def _divides(self, name: str, divisor: int, width: int) -> None:
         check(
@@ -147,9 +155,19 @@ class UNetSettings:
         return self.up_attention or self.attention
 
     @property
+    def norm_kernel(self) -> str | None:
+        """Type that norms' kernels give out; None: there are none."""
+        return self.dtype if self.kernels == "pallas" else None
+
+    @property
     def downsampling(self) -> int:
         """Factor between the outermost and the innermost side; the image side must be its multiple."""
         return 2 ** (len(self.channels) - 1)
+
+
+def _convolution(train: bool) -> Any:
+    """What layers convolve by; the faster gradient on CPUs has reverse derivatives alone, so densities do without."""
+    return training_convolution if train else jax.lax.conv_general_dilated
 
 
 class _ResBlock(nn.Module):
@@ -163,19 +181,24 @@ class _ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], emb: Float[Array, "n e"], train: bool) -> Float[Array, "n i j d"]:
         s, act, dtype = self.settings, ACTIVATIONS[self.settings.act_fn], DTYPES[self.settings.dtype]
-        h = act(GroupNorm(s.norm_num_groups, s.norm_eps, name="norm1")(x))
+        norm = partial(GroupNorm, s.norm_num_groups, s.norm_eps, s.norm_kernel)
+        conv = partial(nn.Conv, self.width, (3, 3), padding=1, dtype=dtype, conv_general_dilated=_convolution(train))
+        silu = s.act_fn == "silu"
+        h = norm(name="norm1")(x, silu=silu)
+        h = h if silu else act(h)
         if self.resample:
             x, h = (halve(a) if self.resample == "down" else repeat(a) for a in (x, h))
-        h = nn.Conv(self.width, (3, 3), padding=1, dtype=dtype, name="conv1")(h)
-        norm2 = GroupNorm(s.norm_num_groups, s.norm_eps, name="norm2")
+        h = conv(name="conv1")(h)
         if s.resnet_time_scale_shift == "default":
-            h = norm2(h + nn.Dense(self.width, dtype=dtype, name="time_emb_proj")(act(emb))[:, None, None, :])
+            time = nn.Dense(self.width, dtype=dtype, name="time_emb_proj")(act(emb))
+            h = norm(name="norm2")(h, time, silu=silu)
+            h = h if silu else act(h)
         else:
             time = nn.Dense(2 * self.width, dtype=dtype, name="time_emb_proj")(act(emb))[:, None, None, :]
             factor, shift = jnp.split(time, 2, axis=-1)
-            h = norm2(h) * (1 + factor) + shift
-        h = nn.Dropout(s.dropout, deterministic=not train)(act(h))
-        h = nn.Conv(self.width, (3, 3), padding=1, dtype=dtype, name="conv2")(h)
+            h = act(norm(name="norm2")(h) * (1 + factor) + shift)
+        h = nn.Dropout(s.dropout, deterministic=not train)(h)
+        h = conv(name="conv2")(h)
         if x.shape[-1] != self.width:
             # A 1x1 convolution; as a matrix product its gradient is four times faster on a CPU.
             x = nn.Dense(self.width, dtype=dtype, name="conv_shortcut")(x)
@@ -194,19 +217,29 @@ class _Attention(nn.Module):
         s, dtype = self.settings, DTYPES[self.settings.dtype]
         n, h, w, c = x.shape
         size = s.attention_head_dim or c
-        tokens = GroupNorm(self.groups, s.norm_eps, name="group_norm")(x) if self.groups else x
+        tokens = GroupNorm(self.groups, s.norm_eps, s.norm_kernel, name="group_norm")(x) if self.groups else x
         tokens = tokens.reshape(n, h * w, c)
         q, k, v = (
-            nn.Dense(c, dtype=dtype, name=name)(tokens).reshape(n, h * w, c // size, size).swapaxes(1, 2)
+            nn.Dense(c, dtype=dtype, name=name)(tokens).reshape(n, h * w, c // size, size)
             for name in ("to_q", "to_k", "to_v")
         )
+        if s.kernels == "pallas" and attends(h * w, size):
+            mixed = fused_attention(q, k, v)
+        else:
+            mixed = self._mix(*(part.swapaxes(1, 2) for part in (q, k, v))).swapaxes(1, 2)
+        mixed = mixed.reshape(n, h * w, c)
+        return (x + nn.Dense(c, dtype=dtype, name="to_out")(mixed).reshape(n, h, w, c)) / self.scale
+
+    def _mix(
+        self, q: Float[Array, "n m t d"], k: Float[Array, "n m t d"], v: Float[Array, "n m t d"]
+    ) -> Float[Array, "n m t d"]:
+        """Values by their weights, within each of m heads."""
+        size, dtype = q.shape[-1], q.dtype
         logits = jnp.einsum("nhqd,nhkd->nhqk", q * size**-0.5, k, preferred_element_type=jnp.float32)
         # Normalised after mixing, which is the same and halves the time of the gradient on a CPU.
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed = jnp.einsum("nhqk,nhkd->nhqd", weights.astype(dtype), v, preferred_element_type=jnp.float32) / total
-        mixed = mixed.swapaxes(1, 2).reshape(n, h * w, c)
-        return (x + nn.Dense(c, dtype=dtype, name="to_out")(mixed).reshape(n, h, w, c)) / self.scale
+        return jnp.einsum("nhqk,nhkd->nhqd", weights.astype(dtype), v, preferred_element_type=jnp.float32) / total
 
 
 class UNet(nn.Module):
@@ -230,7 +263,7 @@ class UNet(nn.Module):
         )
         block = partial(nn.remat(_ResBlock, static_argnums=(3,)) if s.remat else _ResBlock, s)
         attend = partial(_Attention, s, s.norm_num_groups)
-        conv = partial(nn.Conv, kernel_size=(3, 3), padding=1, dtype=dtype)
+        conv = partial(nn.Conv, kernel_size=(3, 3), padding=1, dtype=dtype, conv_general_dilated=_convolution(train))
 
         if s.time_embedding_type == "fourier":
             # Fixed, yet a parameter: the frequencies belong to the weights.
@@ -277,6 +310,6 @@ class UNet(nn.Module):
                 else:
                     h = conv(width, name=f"up{i}_sample")(repeat(h))
 
-        h = nn.silu(GroupNorm(s.norm_num_groups, s.norm_eps, name="norm_out")(h))
+        h = GroupNorm(s.norm_num_groups, s.norm_eps, s.norm_kernel, name="norm_out")(h, silu=True)
         out = conv(out_channels, dtype=jnp.float32, name="conv_out")(h)
         return out / t[:, None, None, None] if s.time_embedding_type == "fourier" else out

@@ -5,15 +5,15 @@ import jax
 from ..core.store import write_json
 from ..core.terminal import show
 from .job import Job
-from .stages.score import time_evaluation
-from .timing import Timing, duration
+from .stages.score import evaluation_program
+from .timing import Timing, duration, time_program
 
 
 def measure(job: Job) -> dict[str, Timing]:
     """Times what the stages' programs do on one device."""
     programs = {name: program for stage in job.stages for name, program in stage.programs.items()}
-    found = {name: program(job) for name, program in programs.items()}
-    return {name: timing for name, timing in found.items() if timing}
+    made = {name: program(job, False) for name, program in programs.items()}
+    return {name: time_program(program) for name, program in made.items() if program}
 
 
 def predict(job: Job, timings: dict[str, Timing]) -> dict[str, tuple[float, str]]:
@@ -32,7 +32,8 @@ def predict(job: Job, timings: dict[str, Timing]) -> dict[str, tuple[float, str]
 def _evaluations_by_batch(job: Job) -> list[Timing]:
     """The score of 1, 4, 16, ... images at once, up to the engine's slots; on a CPU up to 16, which fill it."""
     most = min(job.config.engine.slots, 16) if jax.default_backend() == "cpu" else job.config.engine.slots
-    return [time_evaluation(job, batch=n) for n in sorted({*(4**n for n in range(9) if 4**n < most), most})]
+    batches = sorted({*(4**n for n in range(9) if 4**n < most), most})
+    return [time_program(evaluation_program(job, False, batch=n)) for n in batches]
 
 
 def show_benchmark(job: Job) -> None:

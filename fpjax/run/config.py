@@ -5,6 +5,7 @@ Settings live with the code that reads them; this module fills them and says wha
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict
@@ -133,14 +134,33 @@ def _fill(section: str, settings: type, values: Any) -> Any:
     )
 
 
-def make_config(config: ConfigDict) -> Config:
+AUTO = "auto"
+# Fields that may be `AUTO`: what they stand for depends on the device, and is written down.
+BY_DEVICE = ("model.dtype", "model.kernels", "resnet.dtype")
+
+
+def by_device(config: ConfigDict) -> tuple[str, ...]:
+    """The fields that this config leaves to the device."""
+    given = config.to_dict()
+    sections = {name: section for name, section in given.items() if isinstance(section, dict)}
+    return tuple(name for name in BY_DEVICE if sections.get(name.split(".")[0], {}).get(name.split(".")[1]) == AUTO)
+
+
+def make_config(config: ConfigDict, *, auto: Mapping[str, str] | None = None) -> Config:
     """Frozen settings from a config; fields that it leaves out keep their defaults.
+
+    Args:
+      auto: what fields of `by_device` stand for; those that it leaves out keep their defaults, float32 and XLA.
 
     Raises:
       RequestError: unknown section or field, wrong type, value out of range.
     """
     fields = get_type_hints(Config)
     values = config.to_dict()
+    for place in by_device(config):
+        section, field = place.split(".")
+        del values[section][field]
+        values[section] |= {field: auto[place]} if auto and place in auto else {}
     for name in values:
         check(
             name in fields,

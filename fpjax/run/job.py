@@ -165,7 +165,8 @@ class Job(Workdir):
         settings = self.config.model
         if self.imported:
             theirs = self.imported.architecture.settings
-            settings = dataclasses.replace(theirs, dtype=settings.dtype, remat=settings.remat)
+            ours = {name: getattr(settings, name) for name in ("dtype", "kernels", "remat")}
+            settings = dataclasses.replace(theirs, **ours)
         return UNet(settings)
 
     @property
@@ -213,10 +214,12 @@ class Job(Workdir):
         """The score network's score.
 
         Args:
-          dtype: in which the network computes; empty: as the config says.
+          dtype: in which the network computes, by plain XLA, in whatever direction derivatives are asked for; empty:
+            as the config says.
         """
         prediction = self.imported.prediction if self.imported else self.config.score.prediction
-        model = UNet(dataclasses.replace(self.model.settings, dtype=dtype)) if dtype else self.model
+        plain = dataclasses.replace(self.model.settings, dtype=dtype, kernels="xla") if dtype else None
+        model = UNet(plain) if plain else self.model
         return make_score_fn(self.process, model, params, prediction=prediction)
 
     def loss(self, params: Any, images: jax.Array, keys: Keys) -> DsmLosses:
@@ -243,6 +246,10 @@ class Job(Workdir):
             dataclasses.replace(settings, slots=slots or settings.slots),
             devices=devices,
         )
+
+    def engine_on(self, devices: list[Any], *, slots: int) -> Engine:
+        """The engine of `engine` with other slots on given devices, which need not be here."""
+        return self._engine(self.make_score, slots=slots, devices=devices)
 
     @functools.cached_property
     def engine(self) -> Engine:

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from ..audit import verdict
 from ..core.compilation import use_compilation_cache
-from ..core.environment import check_platform, own_settings, recorded
+from ..core.environment import check_platform, computes_bfloat16, own_settings, recorded
 from ..core.errors import RequestError, StageError, check, one_of
 from ..core.files import is_temporary
 from ..core.metrics import tensorboard_writer
@@ -39,16 +39,19 @@ from ..detectors.fitting import detector_mesh
 from ..detectors.results import ClassifiersResult
 from ..diffusion.results import ScoreResult
 from ..diffusion.training import training_mesh
+from ..models.kernels import kernels_work
 from ..studies.count import count_work
 from ..studies.search import search_work
+from .aot import show_target
 from .benchmark import show_benchmark
-from .config import FREE_FIELDS, FREE_SECTIONS, describe_config, make_config
+from .config import FREE_FIELDS, FREE_SECTIONS, Config, by_device, describe_config, make_config
 from .job import Job
 from .manifest import MANIFEST, read_signing_key, remove_manifest, sign_manifest, write_manifest
 from .plan import show_plan
 from .preflight import show_check
 from .stage import Stage
 from .stages import STAGES, open_job
+from .targets import TARGETS
 from .workdir import Begun
 
 
@@ -161,6 +164,38 @@ def _claim(job: Job) -> None:
             )
 
 
+def _resolve(config: ConfigDict, workdir: str, target: str) -> tuple[Config, Path]:
+    """The settings and the directory of the run.
+
+    "auto" stands for what the run was begun with, or else for what suits the device, or the target.
+    """
+    settings, asked = make_config(config), by_device(config)
+    name = f"{settings.name}-{target}" if target else settings.name
+    directory = _work_directory(workdir) if workdir else Path("runs") / name
+    if target:
+        auto = {"model.dtype": "bfloat16", "resnet.dtype": "bfloat16", "model.kernels": TARGETS[target].kernels}
+        return make_config(config, auto=auto), directory
+    device = jax.local_devices()[0]
+    native = "bfloat16" if computes_bfloat16(device) else "float32"
+    auto = {"model.dtype": native, "resnet.dtype": native}
+    if "model.kernels" in asked:
+        auto["model.kernels"] = "pallas" if device.platform == "gpu" and kernels_work() else "xla"
+    if (directory / "config.json").is_file():
+        begun = load(Begun, directory / "config.json")
+        for name in asked:
+            before = begun.section(name.split(".")[0]).get(name.split(".")[1], auto[name])
+            if before != auto[name]:
+                say(f"{name}: {before}, as this run was begun; on this device auto is {auto[name]}")
+            auto[name] = before
+    settings = make_config(config, auto=auto)
+    for section in ("model", "resnet"):
+        if getattr(settings, section).dtype == "bfloat16" and native != "bfloat16":
+            say(f"{section}.dtype: bfloat16 is not native on {device.device_kind}: it is emulated, and slower")
+    if settings.model.kernels == "pallas" and device.platform != "gpu":
+        say(f"model.kernels: pallas is interpreted on {device.device_kind}, which is slow and for tests alone")
+    return settings, directory
+
+
 ALONE = ("check", "benchmark")
 FAIL_ON = {"": (), "leak": (verdict.LEAK,), "inconclusive": (verdict.LEAK, verdict.INCONCLUSIVE)}
 
@@ -173,6 +208,7 @@ def run_audit(
     dry_run: bool = False,
     fail_on: str = "",
     sign: str = "",
+    target: str = "",
 ) -> bool:
     """Runs the stages that are asked for and not done yet, in their order; the report is always written anew.
 
@@ -183,6 +219,7 @@ def run_audit(
       dry_run: print what would be done, and stop.
       fail_on: a key of `FAIL_ON`.
       sign: path of the private key that signs the manifest; empty: it is not signed.
+      target: a key of `TARGETS`, that benchmark compiles for rather than timing this machine.
 
     Returns:
       Whether `fail_on` names the verdict, or what the check says that it must be.
@@ -192,7 +229,18 @@ def run_audit(
       StageError: a stage met something that it must not go on with.
       Stopped: a signal asked for it, and the state is saved.
     """
-    settings = make_config(config)
+    if target:
+        one_of("--target", target, TARGETS)
+        check(
+            stages == ["benchmark"],
+            "--target",
+            got=f"stages {','.join(stages or ['all'])}",
+            expected="--stage=benchmark",
+            fix="add it, or leave --target out",
+        )
+        # Whether its compiler is here.
+        TARGETS[target].devices()
+    settings, directory = _resolve(config, workdir, target)
     one_of("--fail_on", fail_on, FAIL_ON)
     for stage in stages or []:
         one_of("--stage", stage, (*(each.name for each in STAGES), *ALONE))
@@ -226,7 +274,7 @@ def run_audit(
         fix="leave it out: one process tells",
     )
     wanted = [stage for stage in STAGES if not stages or stage.name in stages]
-    job = open_job(settings, _work_directory(workdir) if workdir else Path("runs") / settings.name)
+    job = open_job(settings, directory)
     _check_work(job, wanted, alone=bool(set(stages or []) & set(ALONE)))
     if settings.engine.compilation_cache:
         use_compilation_cache()
@@ -254,7 +302,7 @@ def run_audit(
         _claim(job)
         gather({"config": np.asarray(read_json(job.workdir / "config.json")["digest"])})
         if stages == ["benchmark"]:
-            show_benchmark(job)
+            show_target(job, target, TARGETS[target]) if target else show_benchmark(job)
             return False
         if remove_manifest(job.workdir) and not key:
             say("manifest.sig removed, for the files will be others; --sign=KEY signs them again")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from ..report.sections.base import Section
-from .timing import Timing
+from .timing import Program
 
 Grade = Literal["ok", "note", "weak"]
 
@@ -53,8 +53,8 @@ class Stage:
       stream: of its random draws. Never renumber: a new stage takes a new number.
       run: does the work and ends with `Job.finish`; given the `Job`, as all functions here.
       cost: its work.
-      programs: compiled programs that it brings, each timed with weights as they are initialised; a config that does
-        not have one gives None.
+      programs: that it runs, with weights as they are initialised; given the `Job`, and whether to make them of whole
+        batches rather than of what tells the rate here. A config that does not have one gives None.
       check: what the config allows it to find.
       section: of the page of the report; None: it has none of its own.
       shared: whether several processes share its chains; the first process alone does the others.
@@ -69,7 +69,7 @@ class Stage:
     stream: int
     run: Callable[[Any], None]
     cost: Callable[[Any], Cost]
-    programs: Mapping[str, Callable[[Any], Timing | None]] = dataclasses.field(default_factory=dict)
+    programs: Mapping[str, Callable[[Any, bool], Program | None]] = dataclasses.field(default_factory=dict)
     check: Callable[[Any], list[Finding]] = _nothing
     section: Section | None = None
     shared: bool = False

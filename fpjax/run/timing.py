@@ -9,6 +9,18 @@ import jax
 import numpy as np
 
 
+class Program(NamedTuple):
+    """What a stage runs over and over, with arguments as it takes them, or their shapes."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    batch: int
+    full: int = 0  # images at once in the run itself, where they take much memory
+    unit: str = "images"  # what a row is
+    alone: bool = False  # on one device, however many there are
+    highest: bool = False  # products at full float32 precision
+
+
 class Timing(NamedTuple):
     """One compiled program on one device."""
 
@@ -37,10 +49,10 @@ class Timing(NamedTuple):
         return self.flops / self.seconds / 1e12
 
 
-def time_call(function: Callable[..., Any], *args: Any, batch: int) -> Timing:
-    """Compiles and times `function(*args)`, whose rows are `batch`; for ever where memory does not suffice."""
-    started = time.monotonic()
-    compiled = jax.jit(function).lower(*args).compile()
+def time_program(program: Program) -> Timing:
+    """Compiles and times it; for ever where memory does not suffice."""
+    started, args = time.monotonic(), program.args
+    compiled = jax.jit(program.function).lower(*args).compile()
     compile_s = time.monotonic() - started
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
@@ -58,12 +70,14 @@ def time_call(function: Callable[..., Any], *args: Any, batch: int) -> Timing:
         seconds = [math.inf]
     # The first call warms up.
     median = float(np.median(seconds[1:] or seconds))
-    return Timing(batch, median, compile_s, float(costs.get("flops", np.nan)), size, temporary)
+    flops = float(costs.get("flops", np.nan))
+    how = program.batch, median, compile_s, flops, size, temporary
+    return Timing(*how, full=program.full, unit=program.unit, alone=program.alone)
 
 
-def timed_batch(full: int) -> int:
-    """Images at once that tell the rate: on a CPU a few, on an accelerator only a full batch."""
-    return min(full, 8) if jax.default_backend() == "cpu" else full
+def timed_batch(full: int, *, whole: bool) -> int:
+    """Images at once that tell the rate: on a CPU a few, on an accelerator only a full batch, or when `whole`."""
+    return min(full, 8) if jax.default_backend() == "cpu" and not whole else full
 
 
 def duration(seconds: float) -> str:

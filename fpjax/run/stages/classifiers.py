@@ -28,7 +28,7 @@ from ...models.resnet import ResNetSettings
 from ...report.sections import models
 from ..job import NUM_GRID, Job
 from ..stage import Cost, Stage
-from ..timing import Timing, time_call, timed_batch
+from ..timing import Program, timed_batch
 
 Variables = dict[str, Any]  # by classifier
 
@@ -169,12 +169,12 @@ def cost(job: Job) -> Cost:
     )
 
 
-def time_training(job: Job) -> Timing | None:
+def training_program(job: Job, whole: bool) -> Program | None:
     """One step of both classifiers."""
     if not job.classifier_names:
         return None
     config, key, full = job.config, jax.random.key(0), job.config.classifiers.batch_size // jax.local_device_count()
-    batch = timed_batch(full)
+    batch = timed_batch(full, whole=whole)
     settings = dataclasses.replace(config.classifiers, batch_size=batch)
     data = jax.tree.map(jnp.asarray, job.detector_data(job.candidates.rest))
     states = job.fresh_classifiers
@@ -184,15 +184,15 @@ def time_training(job: Job) -> Timing | None:
     def classify(states: list[Any], data: Any, key: Any) -> Any:
         return [step(state, data, key) for step, state in zip(steps, states, strict=True)]
 
-    return time_call(classify, states, data, key, batch=batch)._replace(full=full)
+    return Program(classify, (states, data, key), batch, full)
 
 
-def time_detection(job: Job) -> Timing:
+def detection_program(job: Job, whole: bool) -> Program:
     """The scores of finished images, on one device however many there are."""
-    batch = timed_batch(job.config.classifiers.batch_size // jax.local_device_count())
+    batch = timed_batch(job.config.classifiers.batch_size // jax.local_device_count(), whole=whole)
     images = jnp.zeros((batch, *job.image_shape))
     detector = job.detector if not job.classifier_names else _fresh_detector(job)
-    return time_call(detector.detect, detector.weights, images, batch=batch)._replace(alone=True)
+    return Program(detector.detect, (detector.weights, images), batch, alone=True)
 
 
 def _fresh_detector(job: Job) -> Detector:
@@ -210,7 +210,7 @@ CLASSIFIERS = Stage(
     run=run,
     cost=cost,
     section=models.DETECTORS,
-    programs={"classifier training": time_training, "detection": time_detection},
+    programs={"classifier training": training_program, "detection": detection_program},
     files=("samples/classifiers.npz",),
     weights=lambda job: job.classifier_names,
 )

@@ -23,7 +23,7 @@ from ...studies.likelihood import (
 )
 from ..job import Job
 from ..stage import Cost, Stage
-from ..timing import Timing, time_call, timed_batch
+from ..timing import Program, timed_batch
 
 ODE_EVALUATIONS = 200  # assumed of an image's density; the solver's own choice depends on the model
 
@@ -105,10 +105,10 @@ def cost(job: Job) -> Cost:
     return Cost(f"{images} densities, adaptive", {"density": images * ODE_EVALUATIONS}, basis)
 
 
-def time_density(job: Job) -> Timing:
+def density_program(job: Job, whole: bool) -> Program:
     """One evaluation of the flow with its divergence, in float32."""
     config, shape, key, full = job.config, job.image_shape, jax.random.key(0), job.config.likelihood.batch_size
-    batch = timed_batch(full)
+    batch = timed_batch(full, whole=whole)
     exact = config.ode.num_probes == 0
     probes = None if exact else jax.random.rademacher(key, (config.ode.num_probes, *shape), jnp.float32)
 
@@ -116,7 +116,7 @@ def time_density(job: Job) -> Timing:
         drift = functools.partial(flow_drift, job.process, job.make_score(params, dtype="float32"), t=jnp.asarray(0.5))
         return jax.vmap(lambda x: divergence(drift, x, probes=probes, trace_batch=config.ode.trace_batch))(x)
 
-    return time_call(density, job.fresh_params, jnp.zeros((batch, *shape)), batch=batch)._replace(full=full)
+    return Program(density, (job.fresh_params, jnp.zeros((batch, *shape))), batch, full, highest=True)
 
 
 LIKELIHOOD = Stage(
@@ -128,5 +128,5 @@ LIKELIHOOD = Stage(
     run=run,
     cost=cost,
     section=studies.LIKELIHOOD,
-    programs={"density": time_density},
+    programs={"density": density_program},
 )

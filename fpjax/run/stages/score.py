@@ -23,7 +23,7 @@ from ...models.unet import UNetSettings
 from ...report.sections import models
 from ..job import Job
 from ..stage import Cost, Stage
-from ..timing import Timing, time_call, timed_batch
+from ..timing import Program, timed_batch
 
 
 def _take_in(job: Job, imported: Imported) -> None:
@@ -83,28 +83,28 @@ def cost(job: Job) -> Cost:
     return Cost(text, {"training": score.num_steps * score.batch_size})
 
 
-def time_evaluation(job: Job, *, batch: int = 0) -> Timing:
+def evaluation_program(job: Job, whole: bool, *, batch: int = 0) -> Program:
     """The score of some images at once; by default of as many as a device has slots."""
     full = job.config.engine.slots
-    batch = batch or timed_batch(full)
+    batch = batch or timed_batch(full, whole=whole)
 
     def evaluate(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
         return jax.vmap(job.make_score(params))(x, t)
 
     x, t = jnp.zeros((batch, *job.image_shape)), jnp.full(batch, 0.5)
-    return time_call(evaluate, job.fresh_params, x, t, batch=batch)._replace(full=full, unit="evaluations")
+    return Program(evaluate, (job.fresh_params, x, t), batch, full, unit="evaluations")
 
 
-def time_training(job: Job) -> Timing | None:
+def training_program(job: Job, whole: bool) -> Program | None:
     """One step of training."""
     if job.imported:
         return None
     score, key, full = job.config.score, jax.random.key(0), job.config.score.batch_size // jax.local_device_count()
-    batch = timed_batch(full)
+    batch = timed_batch(full, whole=whole)
     parts = 1 if jax.default_backend() == "cpu" else score.accumulate
     settings = dataclasses.replace(score, batch_size=batch, accumulate=parts)
     state, data = init_state(job.fresh_params, settings), jnp.asarray(job.planted.train)
-    return time_call(make_train_step(job.loss, settings), state, data, key, batch=batch)._replace(full=full)
+    return Program(make_train_step(job.loss, settings), (state, data, key), batch, full)
 
 
 SCORE = Stage(
@@ -117,5 +117,5 @@ SCORE = Stage(
     cost=cost,
     section=models.TRAINING,
     weights=lambda job: ("score",),
-    programs={"evaluation": time_evaluation, "training": time_training},
+    programs={"evaluation": evaluation_program, "training": training_program},
 )
