@@ -1,7 +1,9 @@
 """The kernels, interpreted, against the same mathematics in plain JAX."""
 
 import dataclasses
+import json
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,18 @@ import numpy as np
 import pytest
 
 from fpjax.core.compilation import jit_once
+from fpjax.diffusion.sampling import make_sampler
+from fpjax.engine.chains import make_engine, run_chains
+from fpjax.engine.work import make_work
 from fpjax.models.kernels import fused_attention, fused_norm
 from fpjax.models.layers import GroupNorm
 from fpjax.models.unet import UNet
+from fpjax.run import pipeline
+from fpjax.run.config import make_config
+from fpjax.run.stages import open_job
+from fpjax.stats.binomial import clopper_pearson
 
+from .test_config import config_of
 from .test_models import TINY
 
 
@@ -74,10 +84,15 @@ def test_each_image_is_by_itself_under_vmap():
     def norm(x, shift):
         return fused_norm(x, shift, one, zero, 2, 1e-5, True, jnp.float32)
 
-    alone = jax.vmap(lambda x, shift: norm(x[None], shift[None])[0])(x, shift)
+    alone = jax.vmap(lambda x, shift: norm(x[None], shift[None]))(x, shift)[:, 0]
     np.testing.assert_allclose(alone, norm(x, shift), atol=1e-6)
     q, k, v = rows(3, *[(3, 9, 2, 4)] * 3)
-    alone = jax.vmap(lambda q, k, v: fused_attention(q[None], k[None], v[None])[0])(q, k, v)
+
+    def mix(q, k, v):
+        mixed: Any = fused_attention(q[None], k[None], v[None])
+        return mixed[0]
+
+    alone = jax.vmap(mix)(q, k, v)
     np.testing.assert_allclose(alone, fused_attention(q, k, v), atol=1e-6)
 
 
@@ -104,3 +119,48 @@ class TestKernels:
         params = jit_once(UNet(TINY).init)(jax.random.key(1), x, t)["params"]
         exact, rough = (jit_once(model.apply)({"params": params}, x, t) for model in (UNet(TINY), half))
         assert 1e-5 < float(jnp.linalg.norm(exact - rough) / jnp.linalg.norm(exact)) < 3e-2
+
+
+def test_bfloat16_and_float32_return_alike_on_a_trained_model(smoke):
+    """q_M(t) of a member, by one distance: with the same keys each lies in the other's interval."""
+    job, levels, chains = open_job(make_config(config_of("smoke")), smoke[0]), [2, 5, 8], 128
+    work = make_work(0, levels, chains)
+
+    def distances(dtype):
+        """From the member, by level: rms of each chain's end."""
+
+        def sampler(params):
+            return make_sampler(job.sampler, job.process, job.grid, job.make_score(params, dtype=dtype))
+
+        engine = make_engine(sampler, job.grid, job.image_shape, job.config.engine)
+        found = np.zeros((job.grid.num_levels + 1, chains))
+        for block in run_chains(engine, job.score_params, job.targets, work, key=jax.random.key(3)):
+            ends = np.asarray(block.images)[block.rows]
+            found[block.level, block.chain] = np.sqrt(np.mean((ends - job.targets[0]) ** 2, axis=(1, 2, 3)))
+        return found[levels]
+
+    exact, rough = distances("float32"), distances("bfloat16")
+    assert 0 < np.abs(exact - rough).max() < 0.1
+    near = np.median(exact)
+    hits = [(found < near).sum(axis=1) for found in (exact, rough)]
+    assert len({*hits[0].tolist()}) > 1  # it falls with t
+    for one, other in (hits, hits[::-1]):
+        low, high = clopper_pearson(one, np.full(len(levels), chains))
+        assert np.all((low <= other / chains) & (other / chains <= high))
+
+
+@pytest.mark.slow
+def test_the_whole_audit_by_kernels_is_that_by_xla(tmp_path):
+    """Interpreted, with attention: exit status, what is written down, the losses to rounding, finite densities."""
+    losses = {}
+    for kernels in ("xla", "pallas"):
+        raw, workdir = config_of("smoke"), tmp_path / kernels
+        raw.model.update({"attention": (True,), "kernels": kernels})
+        assert pipeline.main(raw, workdir=str(workdir)) == 0
+        assert json.loads((workdir / "config.json").read_text())["config"]["model"]["kernels"] == kernels
+        bits = json.loads((workdir / "likelihood.json").read_text())["densities"]["bits_per_dim"]
+        assert np.isfinite(bits).all()
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        losses[kernels] = [line["loss"] for line in lines if "loss_by_t" in line]
+    assert len(losses["xla"]) == 3
+    np.testing.assert_allclose(losses["pallas"], losses["xla"], rtol=1e-3)

@@ -334,8 +334,9 @@ def kernels_work() -> bool:
     rows = jax.random.normal(keys[2], (3, 2, 64))
 
     def fused(x: Array, rows: Array, q: Array, k: Array, v: Array) -> Array:
-        y = fused_norm(x, rows[0], rows[1, 0], rows[2, 0], 16, 1e-5, True, jnp.float32)
-        return jnp.sum(y**2) + jnp.sum(fused_attention(q, k, v) ** 2)
+        y: Any = fused_norm(x, rows[0], rows[1, 0], rows[2, 0], 16, 1e-5, True, jnp.float32)
+        mixed: Any = fused_attention(q, k, v)
+        return jnp.sum(y**2) + jnp.sum(mixed**2)
 
     def plain(x: Array, rows: Array, q: Array, k: Array, v: Array) -> Array:
         groups = (x + rows[0][:, None]).reshape(2, 49, 16, 4)

@@ -1,6 +1,7 @@
 """Layers that the networks share. Batch in, batch out; channels last."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ class GroupNorm(nn.Module):
         if self.kernel and c // self.num_groups <= LANES:
             moved = jnp.zeros((len(x), c)) if shift is None else shift.astype(jnp.float32)
             pixels = x.reshape(len(x), -1, c)
-            norm = fused_norm(pixels, moved, scale, bias, self.num_groups, self.epsilon, silu, DTYPES[self.kernel])
+            norm: Any = fused_norm(pixels, moved, scale, bias, self.num_groups, self.epsilon, silu, DTYPES[self.kernel])
             return norm.reshape(x.shape)
         x = (x if shift is None else x + shift[:, None, None, :]).astype(jnp.float32)
 
