@@ -32,6 +32,22 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+_spent = [0.0]
+
+
+def _listen(event: str, duration_secs: float, **_: Any) -> None:
+    if event in ("/jax/core/compile/backend_compile_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration"):
+        _spent[0] += duration_secs
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent on lowering and compiling, or on reading compiled programs from the cache."""
+    return _spent[0]
+
+
 def use_compilation_cache() -> Path | None:
     """Keeps programs that took a second or more to compile in the user's cache directory, for later runs.
 

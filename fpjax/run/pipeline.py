@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ..audit import verdict
-from ..core.compilation import use_compilation_cache
+from ..core.compilation import compile_seconds, use_compilation_cache
 from ..core.environment import check_platform, computes_bfloat16, own_settings, recorded
 from ..core.errors import RequestError, StageError, check, one_of
 from ..core.files import is_temporary
@@ -374,11 +374,12 @@ def _run_stage(job: Job, stage: Stage) -> None:
 
 def _perform(job: Job, stage: Stage) -> None:
     """A stage, with the failures of disk and memory in words."""
-    started = time.monotonic()
+    started, compiling = time.monotonic(), compile_seconds()
     try:
         stage.run(job)
         if not process_index():
-            job.log.write(stage.name, wall_s=round(time.monotonic() - started, 2))
+            spent = {"wall_s": time.monotonic() - started, "compile_s": compile_seconds() - compiling}
+            job.log.write(stage.name, **{name: round(seconds, 2) for name, seconds in spent.items()})
     except OSError as error:
         raise StageError(
             f"{stage.name}: {error.strerror or error}; what was done before is kept: free disk space or mend the "
