@@ -277,8 +277,10 @@ def slot_shapes(engine: Engine, params: Any) -> Slots:
     )
 
 
-def block_shapes(engine: Engine, params: Any, num_targets: int = MIN_TARGET_ROWS) -> tuple[Any, ...]:
+def block_shapes(engine: Engine, params: Any) -> tuple[Any, ...]:
     """Arguments of `Engine.advance` as shapes, placed on the engine's devices, to compile it without running it.
+
+    With as many targets as count as one.
 
     Args:
       params: of the score, or their shapes.
@@ -291,7 +293,7 @@ def block_shapes(engine: Engine, params: Any, num_targets: int = MIN_TARGET_ROWS
     devices = engine.mesh.size
     column = jax.ShapeDtypeStruct((devices * engine.window,), jnp.int32, sharding=rows)
     counts = jax.ShapeDtypeStruct((devices,), jnp.int32, sharding=rows)
-    key, targets = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((num_targets, *engine.image_shape))))
+    key, targets = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((MIN_TARGET_ROWS, *engine.image_shape))))
     slots = slot_shapes(engine, params)
     return *placed((params, key, targets)), slots, Queue(column, column, column), counts
 
