@@ -15,6 +15,7 @@ from fpjax.models.kernels import kernels_work
 from fpjax.run import pipeline
 from fpjax.run.aot import largest_slots
 from fpjax.run.config import by_device, make_config
+from fpjax.run.stages import open_job
 from fpjax.run.targets import TARGETS, Compiled, compile_for
 from fpjax.run.timing import Program
 
@@ -157,6 +158,14 @@ class TestAuto:
         assert "model.dtype: bfloat16, as this run was begun; on this device auto is float32" in said
         raw.model.dtype = "float32"
         assert pipeline.main(raw, **options) == 2
+
+    def test_devices_that_share_a_batch_train_by_plain_xla(self, tmp_path, monkeypatch):
+        made = make_config(config_of("smoke"), auto={"model.kernels": "pallas"})
+        for devices, kernels in ((1, "pallas"), (4, "xla")):
+            monkeypatch.setattr(jax, "local_device_count", lambda devices=devices: devices)
+            job = open_job(made, tmp_path)
+            assert job.training_model.settings.kernels == kernels
+            assert job.model.settings.kernels == "pallas"
 
     def test_kernels_are_held_against_plain_jax_before_auto_takes_them(self, monkeypatch):
         assert kernels_work()

@@ -169,6 +169,15 @@ class Job(Workdir):
             settings = dataclasses.replace(theirs, **ours)
         return UNet(settings)
 
+    @functools.cached_property
+    def training_model(self) -> UNet:
+        """The score network as it is trained: by plain XLA where several devices share a batch.
+
+        XLA does not divide kernels among devices: it would gather the whole batch for each of them.
+        """
+        alone = jax.local_device_count() == 1
+        return self.model if alone else UNet(dataclasses.replace(self.model.settings, kernels="xla"))
+
     @property
     def targets(self) -> np.ndarray:
         """Targets in model range, members first."""
@@ -229,7 +238,7 @@ class Job(Workdir):
         score = self.config.score
         return dsm_losses(
             self.config.process,
-            self.model,
+            self.training_model,
             params,
             x,
             key=keys_loss,
