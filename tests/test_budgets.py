@@ -1,12 +1,14 @@
 """No program of the product costs more on an accelerator than `budgets.json` says."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+
+from fpjax.run.targets import TARGETS as KNOWN
+from fpjax.run.targets import installed
 
 from .budgets import TABLE, TARGETS
 
@@ -17,9 +19,8 @@ CODE = "import json, sys; from tests.budgets import measured; print('RESULT', js
 @pytest.mark.extra
 @pytest.mark.parametrize("target", TARGETS)
 def test_budgets(target):
-    module = "libtpu" if target.startswith("v") else "jax_plugins.xla_cuda12"
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module}, a compiler of the extra aot, is not installed")
+    if not installed(KNOWN[target].platform):
+        pytest.skip("a compiler of the extra aot is not installed")
     # Read when JAX is imported.
     own = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     ran = subprocess.run([sys.executable, "-c", CODE, target], env=os.environ | own, capture_output=True, text=True)

@@ -25,6 +25,14 @@ platform_name: "CUDA" device_description_str: "{name}"
 dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 8 }}"""
 
 
+def installed(platform: str) -> bool:
+    """Whether the compiler of a platform, "cuda" or "tpu", is installed."""
+    try:
+        return importlib.util.find_spec("jax_plugins.xla_cuda12" if platform == "cuda" else "libtpu") is not None
+    except ModuleNotFoundError:  # not even the package that plugins lie in
+        return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """One kind of accelerator.
@@ -58,9 +66,8 @@ class Target:
           RequestError: the compiler is not installed.
         """
         cuda, version = self.platform == "cuda", jax.__version__
-        installed = importlib.util.find_spec("jax_plugins.xla_cuda12" if cuda else "libtpu")
         check(
-            installed is not None,
+            installed(self.platform),
             "--target",
             got=f"no compiler for {self.name}",
             expected=f"one that fits JAX {version}",
