@@ -21,8 +21,8 @@ CODE = "import json, sys; from tests.budgets import measured; print('RESULT', js
 def test_budgets(target):
     if not installed(KNOWN[target].platform):
         pytest.skip("a compiler of the extra aot is not installed")
-    # Read when JAX is imported.
-    own = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    # Read when JAX is imported; other tests run on several devices.
+    own = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "XLA_FLAGS": ""}
     ran = subprocess.run([sys.executable, "-c", CODE, target], env=os.environ | own, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("RESULT"))[6:])

@@ -47,22 +47,28 @@ def show_target(job: Job, name: str, target: Target) -> None:
     bounds: dict[str, float] = {}
     made = programs(job, device)
     for program_name, program in made.items():
-        one = found[program_name] = compile_for(device, program)
+        try:
+            one = found[program_name] = compile_for(device, program)
+        except jax.errors.JaxRuntimeError as error:
+            said = " ".join(str(error).split())[:100]
+            show(f"{program_name:24} {program.batch:6} the compiler does not take it: {said}")
+            continue
         bounds[program_name] = target.bound(one.cost)
         most = ", ".join(f"{part} {share:.0%}" for part, share in one.cost.parts()[:3])
         show(
             f"{program_name:24} {program.batch:6} {1e3 * bounds[program_name]:9.2f} {one.cost.bytes / 1e9:8.2f} "
             f"{len(one.cost.kernels):8} {one.temp_bytes / 2**30:9.2f} {one.cost.host:5}  {most}"
         )
-    engines = {program.batch: found[key] for key, program in made.items() if key.startswith("engine")}
-    slots, asked = largest_slots(engines, target.memory), job.config.engine.slots
+    engines = {made[key].batch: one for key, one in found.items() if key.startswith("engine")}
+    asked = job.config.engine.slots
+    slots = largest_slots(engines, target.memory) if engines else 0
     show(f"largest engine.slots in {FULL:.0%} of {target.memory / 2**30:.0f} GiB: about {slots}")
     if slots < asked:
         say(f"engine.slots: {asked} do not fit into {target.name}; at most about {slots}")
     predicted = {}
     for stage in job.stages:
         rows = stage.cost(job).rows
-        if rows:
+        if rows and set(rows) <= set(found):
             predicted[stage.name] = sum(count / made[key].batch * bounds[key] for key, count in rows.items())
             show(f"{stage.name:24} at least {duration(predicted[stage.name])} on one device (bound)")
     write_json(
