@@ -10,7 +10,6 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 
 BYTES = {"pred": 1, "bf16": 2} | {f"{kind}{8 * size}": size for kind in "suf" for size in (1, 2, 4, 8)}
 # Instructions that launch nothing.
@@ -200,18 +199,12 @@ def _kernel(one: Instruction, table: dict[str, Instruction], computations: dict[
     return Kernel(kind, _part(path), moved, flops, float32)
 
 
-def _every(computations: dict[str, dict[str, Instruction]]) -> Iterator[Instruction]:
-    for table in computations.values():
-        yield from table.values()
-
-
 def analyse(text: str) -> Cost:
     """Costs of a program from its optimised HLO, `compiled.as_text()`."""
     computations, entry = _parse(text)
     table = computations[_longest(computations, entry)]
     kernels = tuple(_kernel(one, table, computations) for one in table.values() if one.op not in FREE)
     cycles = sum(int(one.attribute(r'"estimated_cycles":"(\d+)"') or 0) for one in table.values())
-    every = list(_every(computations))
-    host = sum(one.op.startswith(HOST) for one in every)
+    host = sum(one.op.startswith(HOST) for part in computations.values() for one in part.values())
     sent = sum(_num_bytes(one.shape) for one in table.values() if one.op.removesuffix("-start") in COLLECTIVES)
     return Cost(kernels, cycles, host, sent)

@@ -1,6 +1,5 @@
 """Accelerators that programs are compiled for without having one, and what bounds them there."""
 
-import contextlib
 import dataclasses
 import importlib.util
 from typing import Any
@@ -39,7 +38,7 @@ class Target:
 
     Attributes:
       name: as its maker calls it.
-      flops_per_s: of bfloat16 products, as large ones reach it; of float32 ones an eighth of it and less.
+      flops_per_s: of bfloat16 products, as large ones reach it; float32 is slower, and counts the same.
       bytes_per_s: of its memory, as copies reach it.
       memory: in bytes.
       topology: for several of them, as the compiler's platform names it.
@@ -122,10 +121,7 @@ def compile_for(device: Any, program: Program) -> Compiled:
         placed = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding else place
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
-    function: Any = program.function if hasattr(program.function, "lower") else jax.jit(program.function)
-    exact = jax.default_matmul_precision("highest") if program.highest else contextlib.nullcontext()
-    with exact:
-        compiled: Any = function.lower(*jax.tree.map(shape, program.args)).compile()
+    compiled = program.compile(jax.tree.map(shape, program.args))
     memory = compiled.memory_analysis()
     size = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     return Compiled(analyse(compiled.as_text()), memory.temp_size_in_bytes, size - memory.alias_size_in_bytes)
